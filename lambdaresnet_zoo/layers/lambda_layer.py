@@ -1,0 +1,352 @@
+"""The lambda layer on images.
+
+LambdaNetworks: Modeling Long-Range Interactions Without Attention
+(I. Bello, ICLR 2021, https://arxiv.org/abs/2102.08602), sections 2 and 3.
+
+Shapes: B batch, N query positions, M context positions, K query depth,
+V value depth, U intra-depth, H heads. Here the context is the input: N = M = h * w.
+
+Differences from the paper
+    - One 1x1 projection computes queries, keys and values; its three parts keep their own
+      initialisation.
+    - The paper does not say along which axis keys are L2-normalised: over the context, as its
+      softmax is. Nor how queries are: over the query depth.
+    - The paper does not say how its 3x3 average pool pads: by 1, padding not counted.
+    - Two extensions for public weights: biases, and the 2x2 average pool of timm's lambda nets.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .contraction import ORDERS, content_lambda, position_output
+from .reference import KEY_NORMS
+
+__all__ = ["LambdaLayer", "RelativePosition"]
+
+QUERY_NORMS = ("none", "softmax", "l2")
+POOLS = ("avg3", "avg2")
+
+
+class RelativePosition(nn.Module):
+    """A learned embedding for every offset between query and context: the table [K, U, Rh, Rw].
+
+    A module of its own so that the lambda layers of a stage can share one.
+
+    Args:
+        query_depth: K.
+        intra_depth: U.
+        scope: (Rh, Rw), both odd; a global table for a grid of h x w has (2h - 1, 2w - 1).
+        bias: add a learned [K] to every position lambda, as the public weights of timm do.
+    """
+
+    def __init__(
+        self,
+        query_depth: int,
+        intra_depth: int,
+        scope: tuple[int, int],
+        bias: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.empty(query_depth, intra_depth, *scope, device=device, dtype=dtype))
+        self.bias = nn.Parameter(torch.empty(query_depth, device=device, dtype=dtype)) if bias else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Unit normal embeddings, the paper's; zero bias."""
+        nn.init.normal_(self.table)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    @torch.jit.ignore
+    def resize(self, scope: tuple[int, int]) -> None:
+        """Resample the table to another extent, bicubic, in float32; the zero offset stays at the centre."""
+        if tuple(self.table.shape[2:]) == scope:
+            return
+        table = self.table.detach()
+        if table.is_meta:
+            resized = table.new_empty(*table.shape[:2], *scope)
+        else:
+            resized = F.interpolate(table.float(), size=scope, mode="bicubic", align_corners=True).to(table.dtype)
+        self.table = nn.Parameter(resized, requires_grad=self.table.requires_grad)
+
+
+class LambdaLayer(nn.Module):
+    """Lambda layer, [B, dim, h, w] -> [B, dim_out, ceil(h / stride), ceil(w / stride)].
+
+    Args:
+        dim: input channels.
+        dim_out: output channels, H * V. Default: ``dim``.
+        feat_size: (h, w) of the input, needed by a global scope, ignored by a local one.
+        stride: 1, or 2 for an average pool after the lambda.
+        num_heads: H, the queries that share one lambda; divides ``dim_out``.
+        query_depth: K.
+        intra_depth: U.
+        scope: extent r of a local context, odd: each query sees r x r positions around it, at any
+            input size. None for a global one, bound to ``feat_size`` (see :meth:`set_feat_size`).
+            The content lambda is global either way.
+        content: use the content lambda.
+        position: use the position lambdas.
+        key_norm: ``softmax``, ``l2`` or ``none``, over the context.
+        query_norm: ``none``, ``softmax`` or ``l2``, over the query depth.
+        norm_q: batch-normalise the queries.
+        norm_v: batch-normalise the values.
+        pool: of stride 2: ``avg3`` is 3x3, the paper's; ``avg2`` is 2x2, which timm's weights were
+            trained with. Both accept odd sizes and do not count padding.
+        qkv_bias: bias on the projection.
+        position_bias: bias on the position lambdas.
+        order: ``auto``, or the contraction order to force (see ``layers.contraction``).
+
+    Raises:
+        ValueError: an argument that does not fit; the message names it and the values.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        dim_out: int | None = None,
+        feat_size: int | tuple[int, int] | None = None,
+        stride: int = 1,
+        num_heads: int = 4,
+        query_depth: int = 16,
+        intra_depth: int = 1,
+        scope: int | None = 23,
+        content: bool = True,
+        position: bool = True,
+        key_norm: str = "softmax",
+        query_norm: str = "none",
+        norm_q: bool = True,
+        norm_v: bool = True,
+        pool: str = "avg3",
+        qkv_bias: bool = False,
+        position_bias: bool = False,
+        order: str = "auto",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        dim_out = dim if dim_out is None else dim_out
+        for name, value in (
+            ("dim", dim),
+            ("dim_out", dim_out),
+            ("num_heads", num_heads),
+            ("query_depth", query_depth),
+            ("intra_depth", intra_depth),
+        ):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if dim_out % num_heads:
+            raise ValueError(f"num_heads={num_heads} does not divide dim_out={dim_out}")
+        if stride not in (1, 2):
+            raise ValueError(f"stride must be 1 or 2, got {stride}")
+        if not (content or position):
+            raise ValueError("content=False and position=False leave nothing to compute")
+        if scope is not None and (scope < 1 or scope % 2 == 0):
+            raise ValueError(f"scope must be odd and positive, or None for a global one, got {scope}")
+        _one_of("key_norm", key_norm, KEY_NORMS)
+        _one_of("query_norm", query_norm, QUERY_NORMS)
+        _one_of("pool", pool, POOLS)
+        _one_of("order", order, ("auto", *ORDERS))
+
+        self.dim = dim
+        self.dim_out = dim_out
+        self.stride = stride
+        self.num_heads = num_heads
+        self.query_depth = query_depth
+        self.intra_depth = intra_depth
+        self.value_depth = dim_out // num_heads
+        self.scope = scope
+        self.is_global = position and scope is None
+        self.key_norm = key_norm
+        self.query_norm = query_norm
+        self.order = order
+
+        dims = [num_heads * query_depth, query_depth * intra_depth if content else 0, self.value_depth * intra_depth]
+        self.split_dims = dims
+        self.qkv = nn.Conv2d(dim, sum(dims), kernel_size=1, bias=qkv_bias, device=device, dtype=dtype)
+        self.norm_q = nn.BatchNorm2d(dims[0], device=device, dtype=dtype) if norm_q else nn.Identity()
+        self.norm_v = nn.BatchNorm2d(dims[2], device=device, dtype=dtype) if norm_v else nn.Identity()
+
+        self.feat_size: tuple[int, int] = (0, 0)  # of a global layer; (0, 0): any size
+        self.position: RelativePosition | None = None
+        if position:
+            if scope is None:
+                if feat_size is None:
+                    raise ValueError("feat_size is needed by a global scope (scope=None), got None")
+                self.feat_size = _size("feat_size", feat_size)
+                extent = _global_extent(self.feat_size)
+            else:
+                extent = (scope, scope)
+            self.position = RelativePosition(
+                query_depth, intra_depth, extent, bias=position_bias, device=device, dtype=dtype
+            )
+        elif position_bias:
+            raise ValueError("position_bias=True needs position=True")
+        self.shares_position = False
+
+        self.pool: nn.Module = nn.Identity()
+        if stride == 2 and pool == "avg3":
+            self.pool = nn.AvgPool2d(3, stride=2, padding=1, count_include_pad=False)
+        elif stride == 2:
+            self.pool = nn.AvgPool2d(2, stride=2, ceil_mode=True, count_include_pad=False)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """The paper's initialisation: W_K, W_V ~ N(0, 1/dim), W_Q ~ N(0, 1/(K dim)), embeddings ~ N(0, 1)."""
+        # Not split(): its views would make this an in-place edit of one of several outputs.
+        q, k, _ = self.split_dims
+        std = self.dim**-0.5
+        with torch.no_grad():
+            nn.init.normal_(self.qkv.weight[:q], std=std * self.query_depth**-0.5)
+            nn.init.normal_(self.qkv.weight[q : q + k], std=std)
+            nn.init.normal_(self.qkv.weight[q + k :], std=std)
+        if self.qkv.bias is not None:
+            nn.init.zeros_(self.qkv.bias)
+        for norm in (self.norm_q, self.norm_v):
+            if isinstance(norm, nn.BatchNorm2d):
+                norm.reset_parameters()
+        if self.position is not None and not self.shares_position:
+            self.position.reset_parameters()
+
+    @torch.jit.ignore
+    def share_position(self, other: "LambdaLayer") -> None:
+        """Use the position embeddings of ``other``, an earlier layer of the same stage.
+
+        The two layers then hold one module. It is saved once, under the name of ``other``, which
+        must come first in the network: this layer's keys leave the state dict.
+
+        Raises:
+            ValueError: ``other`` has no embeddings, has others' extents, or is this layer.
+        """
+        if other is self:
+            raise ValueError("a layer cannot share position embeddings with itself")
+        if self.position is None or other.position is None:
+            raise ValueError("share_position needs two layers with position embeddings")
+        if other.position.table.shape != self.position.table.shape:
+            raise ValueError(
+                f"share_position needs tables of one shape, got {tuple(self.position.table.shape)} "
+                f"and {tuple(other.position.table.shape)}"
+            )
+        self.position = other.position
+        if not self.shares_position:
+            self.shares_position = True
+            self.register_state_dict_post_hook(_drop_shared)
+            self.register_load_state_dict_pre_hook(_restore_shared)
+
+    @torch.jit.ignore
+    def set_feat_size(self, feat_size: int | tuple[int, int]) -> None:
+        """Give a global-scope layer another input size; its relative table is resampled.
+
+        A local-scope layer takes any size and is left as it is.
+        """
+        size = _size("feat_size", feat_size)
+        if self.is_global and self.position is not None:
+            self.position.resize(_global_extent(size))
+            self.feat_size = size
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, dim, h, w] -> [B, dim_out, h', w']; a global-scope layer accepts its own size alone."""
+        queries, keys, values = self.qkv(x).split(self.split_dims, dim=1)
+        queries = self.norm_q(queries)
+        values = self.norm_v(values)
+        out = lambda_grid(
+            queries,
+            keys,
+            values,
+            None if self.position is None else self.position.table,
+            None if self.position is None else self.position.bias,
+            self.num_heads,
+            self.query_depth,
+            self.intra_depth,
+            self.key_norm,
+            self.query_norm,
+            self.order,
+            self.feat_size,
+        )
+        return self.pool(out)
+
+    def extra_repr(self) -> str:
+        """The shape of the layer, for ``print``."""
+        scope = "none" if self.position is None else self.scope or f"global{self.feat_size}"
+        return (
+            f"{self.dim}, {self.dim_out}, num_heads={self.num_heads}, query_depth={self.query_depth}, "
+            f"intra_depth={self.intra_depth}, scope={scope}, stride={self.stride}"
+        )
+
+
+def lambda_grid(
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    table: Tensor | None,
+    bias: Tensor | None,
+    num_heads: int,
+    query_depth: int,
+    intra_depth: int,
+    key_norm: str,
+    query_norm: str,
+    order: str,
+    feat_size: tuple[int, int],
+) -> Tensor:
+    """Projected maps to output map: [B, HK, h, w], [B, KU or 0, h, w], [B, VU, h, w] -> [B, HV, h, w].
+
+    One function, so that torch.fx can hold it as one node.
+    """
+    batch, _, height, width = queries.shape
+    if feat_size[0] != 0 and (height != feat_size[0] or width != feat_size[1]):
+        raise ValueError(
+            f"a global-scope lambda layer built for feat_size {feat_size[0]}x{feat_size[1]} got {height}x{width}: "
+            "call set_feat_size (or set_input_size on the network) first"
+        )
+    n = height * width
+    # Channels are (heads, depth), (depth, u) and (value, u). reshape also takes channels_last.
+    queries = queries.reshape(batch, num_heads, query_depth, n)
+    if query_norm == "softmax":
+        queries = queries.softmax(dim=2)
+    elif query_norm == "l2":
+        queries = F.normalize(queries, dim=2)
+    values = values.reshape(batch, values.shape[1] // intra_depth, intra_depth, n)
+    out: Tensor | None = None
+    if keys.shape[1] > 0:
+        lambdas = content_lambda(keys.reshape(batch, query_depth, intra_depth, n), values, key_norm)
+        out = lambdas.to(queries.dtype).transpose(1, 2).unsqueeze(1) @ queries  # [B, H, V, N]
+    if table is not None:
+        position = position_output(queries, values, table, height, width, order)
+        if bias is not None:
+            position = position + torch.einsum("bhkn,k->bhn", queries, bias.to(queries.dtype)).unsqueeze(2)
+        out = position if out is None else out + position
+    assert out is not None
+    return out.reshape(batch, -1, height, width)
+
+
+torch.fx.wrap("lambda_grid")
+
+
+def _drop_shared(layer: nn.Module, state: dict, prefix: str, _: dict) -> None:
+    for key in [key for key in state if key.startswith(f"{prefix}position.")]:
+        del state[key]
+
+
+def _restore_shared(layer: LambdaLayer, state: dict, prefix: str, *_: object) -> None:
+    # The owner of the shared module comes first and has been loaded: hand its values on.
+    assert layer.position is not None
+    for name, parameter in layer.position.named_parameters():
+        state[f"{prefix}position.{name}"] = parameter
+
+
+def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+
+
+def _size(name: str, size: int | tuple[int, int]) -> tuple[int, int]:
+    height, width = (size, size) if isinstance(size, int) else size
+    if height < 1 or width < 1:
+        raise ValueError(f"{name} must be positive, got {height}x{width}")
+    return int(height), int(width)
+
+
+def _global_extent(feat_size: tuple[int, int]) -> tuple[int, int]:
+    return 2 * feat_size[0] - 1, 2 * feat_size[1] - 1

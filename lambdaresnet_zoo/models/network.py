@@ -1,0 +1,147 @@
+"""The network under every LambdaResNet: timm's ByobNet, with stages written as data.
+
+A stage is a tuple of bottleneck blocks (1x1, spatial layer, 1x1); the spatial layer is a 3x3
+convolution or a lambda layer. timm's `self_attn` block is that bottleneck for any layer class:
+lambda, batch norm, activation, which is where the public ports put them too (open in the paper).
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.layers import register_notrace_function, to_2tuple
+from timm.models import build_model_with_cfg
+from timm.models.byobnet import ByobNet, ByoBlockCfg, ByoModelCfg
+from torch import nn
+
+from ..layers import LambdaLayer
+from ..layers.lambda_layer import lambda_grid
+
+__all__ = ["LambdaModelCfg", "LambdaResNet", "create_network", "lambda_layers", "pretrained_cfg", "stage"]
+
+# The contraction picks its order by shape: one node to torch.fx, not a trace of one choice.
+register_notrace_function(lambda_grid)
+
+
+@dataclass
+class LambdaModelCfg(ByoModelCfg):
+    """timm's ByoModelCfg, and whether the lambda layers of a stage share their position embeddings."""
+
+    share_position: bool = False
+
+
+def stage(
+    depth: int,
+    channels: int,
+    stride: int,
+    lambdas: Iterable[int] = (),
+    se: bool = False,
+) -> tuple[ByoBlockCfg, ...]:
+    """One stage of bottleneck blocks with ratio 1/4.
+
+    Args:
+        depth: blocks.
+        channels: output channels of each block.
+        stride: of the first block.
+        lambdas: the blocks, counted from 1, whose spatial layer is a lambda layer.
+        se: squeeze-and-excitation (ratio 1/4, after the last 1x1) in the convolutional blocks;
+            the paper puts none in a block with a lambda layer.
+
+    Raises:
+        ValueError: a position in ``lambdas`` that the stage does not have.
+    """
+    positions = set(lambdas)
+    if not positions <= set(range(1, depth + 1)):
+        raise ValueError(f"lambdas {sorted(positions)} are not all within 1..{depth}")
+    squeeze: dict[str, Any] = {}
+    if se:
+        squeeze = {"attn_layer": "se", "attn_kwargs": {"rd_ratio": 0.25}, "block_kwargs": {"attn_last": True}}
+    shape = {"d": 1, "c": channels, "gs": 0, "br": 0.25}
+    blocks = []
+    for position in range(1, depth + 1):
+        s = stride if position == 1 else 1
+        if position in positions:
+            blocks.append(ByoBlockCfg(type="self_attn", s=s, **shape))
+        else:
+            blocks.append(ByoBlockCfg(type="bottle", s=s, **shape, **squeeze))
+    return tuple(blocks)
+
+
+class LambdaResNet(ByobNet):
+    """timm's ByobNet with lambda layers that can share embeddings and be given another input size.
+
+    Args:
+        cfg: the network as data.
+        img_size: input size (h, w) in pixels; a network with global-scope layers needs it, the
+            others take any size and ignore it.
+        **kwargs: as timm's ByobNet: num_classes, in_chans, global_pool, output_stride, drop_rate,
+            drop_path_rate, zero_init_last, device, dtype, and any field of ``cfg``. Unknown ones
+            raise TypeError.
+    """
+
+    def __init__(self, cfg: LambdaModelCfg, img_size: int | tuple[int, int] | None = None, **kwargs: Any) -> None:
+        share_position = kwargs.get("share_position", cfg.share_position)
+        super().__init__(cfg, img_size=img_size, **kwargs)
+        if share_position:
+            for blocks in self.stages:
+                layers = lambda_layers(blocks)
+                for layer in layers[1:]:
+                    layer.share_position(layers[0])
+        if img_size is not None and self._global_layers():
+            self.set_input_size(img_size)  # ByobNet floors where its convolutions ceil
+            for layer, _ in self._global_layers():
+                layer.reset_parameters()
+
+    def set_input_size(self, img_size: int | tuple[int, int]) -> None:
+        """Resample the tables of global-scope lambda layers for another input size, in pixels.
+
+        A network without such layers takes any size and is left as it is.
+        """
+        height, width = to_2tuple(img_size)
+        for layer, reduction in self._global_layers():
+            layer.set_feat_size((-(-height // reduction), -(-width // reduction)))
+
+    def _global_layers(self) -> list[tuple[LambdaLayer, int]]:
+        """Global-scope layers, each with the reduction of its input."""
+        layers = []
+        reductions = {info["stage"]: info["reduction"] for info in self.feature_info}
+        before = self.stem.stride
+        for index, blocks in enumerate(self.stages, start=1):
+            for position, block in enumerate(blocks):
+                layer = getattr(block, "self_attn", None)
+                if isinstance(layer, LambdaLayer) and layer.is_global:
+                    layers.append((layer, before if position == 0 else reductions[index]))
+            before = reductions[index]
+        return layers
+
+
+def lambda_layers(network: nn.Module) -> list[LambdaLayer]:
+    """The lambda layers of any network, in order."""
+    return [module for module in network.modules() if isinstance(module, LambdaLayer)]
+
+
+def pretrained_cfg(size: int, **overrides: Any) -> dict[str, Any]:
+    """timm's pretrained_cfg of a network for square inputs of ``size`` pixels and stride 32."""
+    pool = -(-size // 32)
+    return {
+        "input_size": (3, size, size),
+        "pool_size": (pool, pool),
+        "num_classes": 1000,
+        "crop_pct": 0.875,
+        "interpolation": "bicubic",
+        "mean": IMAGENET_DEFAULT_MEAN,
+        "std": IMAGENET_DEFAULT_STD,
+        "first_conv": "stem.conv1.conv",
+        "classifier": "head.fc",
+        "license": "apache-2.0",
+        "paper_ids": "arXiv:2102.08602",
+        "paper_name": "LambdaNetworks: Modeling Long-Range Interactions Without Attention",
+    } | overrides
+
+
+def create_network(variant: str, cfg: LambdaModelCfg, pretrained: bool = False, **kwargs: Any) -> LambdaResNet:
+    """Build a LambdaResNet by timm's conventions: weights, features_only, overrides."""
+    return build_model_with_cfg(
+        LambdaResNet, variant, pretrained, model_cfg=cfg, feature_cfg={"flatten_sequential": True}, **kwargs
+    )

@@ -1,0 +1,1 @@
+"""What a user does with the networks: predict, train the network that ships."""
