@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .contraction import ORDERS, content_lambda, position_output
+from .pooling import CeilAvgPool2d
 from .reference import KEY_NORMS
 
 __all__ = ["LambdaLayer", "RelativePosition"]
@@ -190,7 +191,7 @@ class LambdaLayer(nn.Module):
         if stride == 2 and pool == "avg3":
             self.pool = nn.AvgPool2d(3, stride=2, padding=1, count_include_pad=False)
         elif stride == 2:
-            self.pool = nn.AvgPool2d(2, stride=2, ceil_mode=True, count_include_pad=False)
+            self.pool = CeilAvgPool2d()
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

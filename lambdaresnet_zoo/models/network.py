@@ -12,10 +12,10 @@ from typing import Any
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import register_notrace_function, to_2tuple
 from timm.models import build_model_with_cfg
-from timm.models.byobnet import ByobNet, ByoBlockCfg, ByoModelCfg
+from timm.models.byobnet import ByobNet, ByoBlockCfg, ByoModelCfg, DownsampleAvg
 from torch import nn
 
-from ..layers import LambdaLayer
+from ..layers import CeilAvgPool2d, LambdaLayer
 from ..layers.lambda_layer import lambda_grid
 
 __all__ = ["LambdaModelCfg", "LambdaResNet", "create_network", "lambda_layers", "pretrained_cfg", "stage"]
@@ -83,6 +83,9 @@ class LambdaResNet(ByobNet):
     def __init__(self, cfg: LambdaModelCfg, img_size: int | tuple[int, int] | None = None, **kwargs: Any) -> None:
         share_position = kwargs.get("share_position", cfg.share_position)
         super().__init__(cfg, img_size=img_size, **kwargs)
+        for module in self.modules():
+            if isinstance(module, DownsampleAvg) and type(module.pool) is nn.AvgPool2d and module.pool.stride == 2:
+                module.pool = CeilAvgPool2d()  # the same averages, in a form that exports
         if share_position:
             for blocks in self.stages:
                 layers = lambda_layers(blocks)
