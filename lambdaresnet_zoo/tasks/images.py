@@ -1,0 +1,120 @@
+"""Images of the user: found on the disk and opened as RGB."""
+
+import glob
+import os
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+from timm.data import get_img_extensions, is_img_extension
+
+from .errors import UserError, first_line
+
+__all__ = ["demo_image", "find_images", "image_problem", "open_image"]
+
+
+def find_images(arguments: Iterable[str | Path]) -> tuple[list[Path], list[tuple[str, str]]]:
+    """The images that files, folders and glob patterns stand for.
+
+    Folders are searched to the bottom for the extensions that timm takes for images. A pattern is
+    expanded where no file has its name, for shells that do not do so or were told not to.
+
+    Args:
+        arguments: files, folders and patterns, as a user types them.
+
+    Returns:
+        The paths, sorted and each once, and for each argument that gave none its name and the
+        reason. A missing file is such an argument; whether a file is an image shows on opening it.
+    """
+    paths: dict[str, Path] = {}
+    problems: list[tuple[str, str]] = []
+    for argument in arguments:
+        found, problem = _expand(str(argument))
+        for path in found:
+            # Not resolved: two links to one image are two images.
+            paths.setdefault(os.path.abspath(path), path)
+        if problem:
+            problems.append((str(argument), problem))
+    return sorted(paths.values()), problems
+
+
+def _expand(argument: str) -> tuple[list[Path], str]:
+    if os.path.isdir(argument):
+        found = _search(argument)
+        extensions = ", ".join(get_img_extensions())
+        return found, "" if found else f"a folder without images; give one with {extensions} in it"
+    if os.path.lexists(argument):
+        return [Path(argument)], ""
+    if not glob.has_magic(argument):
+        return [], "no such file or folder; check the name"
+    found = []
+    for match in glob.glob(argument, recursive=True):
+        found += _search(match) if os.path.isdir(match) else [Path(match)]
+    return found, "" if found else "a pattern that matches no image; check it"
+
+
+def _search(folder: str) -> list[Path]:
+    return [
+        Path(parent, name)
+        for parent, _, names in os.walk(folder)
+        for name in names
+        if is_img_extension(os.path.splitext(name)[1].lower())
+    ]
+
+
+def open_image(path: str | Path) -> Image.Image:
+    """Read an image as RGB, turned as its EXIF orientation says.
+
+    Args:
+        path: a file in any format and mode that Pillow reads; of an animation the first frame.
+            Transparency is dropped, 16 bits are scaled to 8.
+
+    Raises:
+        Exception: what Pillow's decoder raises on what is missing, damaged or no image: OSError,
+            but on some damaged files others. ``image_problem`` words it for a user.
+    """
+    with warnings.catch_warnings():
+        # On odd metadata, and on large images well before they become an error.
+        warnings.simplefilter("ignore")
+        with Image.open(path) as image:
+            return _rgb(ImageOps.exif_transpose(image))
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        # Pillow would clip these at 255, which leaves a white image.
+        values = np.asarray(image, dtype=np.float64)
+        scale = 257 if values.max(initial=0) > 255 or image.mode.startswith("I;16") else 1
+        image = Image.fromarray((values / scale).round().clip(0, 255).astype(np.uint8))
+    return image.convert("RGB")
+
+
+def image_problem(error: Exception) -> str:
+    """What kept an image from being read, and what to do, in one line."""
+    if isinstance(error, FileNotFoundError):
+        return "no such file; check the name"
+    if isinstance(error, IsADirectoryError):
+        return "a folder; give the images in it"
+    if isinstance(error, UnidentifiedImageError):
+        return "not an image in a format that Pillow reads; convert it to JPEG or PNG"
+    if isinstance(error, Image.DecompressionBombError):
+        return "too many pixels to be safe to decode; make the image smaller"
+    if isinstance(error, OSError) and error.strerror:
+        return f"cannot be opened ({error.strerror}); check the file"
+    return f"cannot be decoded ({first_line(error)}); the file is damaged, get it again"
+
+
+def demo_image() -> tuple[str, Image.Image]:
+    """The photograph of a cat that scikit-image carries, with a name to show.
+
+    Raises:
+        UserError: scikit-image is not installed.
+    """
+    try:
+        from skimage import data
+
+        return "skimage.data.cat()", Image.fromarray(data.cat())
+    except ImportError as error:
+        raise UserError('--demo needs scikit-image: pip install "lambdaresnet-zoo[demo]"') from error
