@@ -59,9 +59,7 @@ class LambdaSequence(nn.Module):
         if scope < 1 or scope % 2 == 0:
             raise ValueError(f"scope must be odd and positive, got {scope}")
         if query_depth < 1 or intra_depth < 1:
-            raise ValueError(
-                f"query_depth and intra_depth must be at least 1, got {query_depth} and {intra_depth}"
-            )
+            raise ValueError(f"query_depth and intra_depth must be at least 1, got {query_depth} and {intra_depth}")
         self.num_heads = num_heads
         self.query_depth = query_depth
         self.intra_depth = intra_depth

@@ -79,18 +79,18 @@ def from_timm(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
 
 @register_model
 def lambdaresnet26t(pretrained: bool = False, **kwargs: Any) -> LambdaResNet:
-    """timm's Lambda-ResNet-26-T: local scope 9 in c4 and c5."""
+    """The Lambda-ResNet-26-T of timm: local scope 9 in c4 and c5."""
     return create_network("lambdaresnet26t", NETWORKS["lambdaresnet26t"], pretrained, **kwargs)
 
 
 @register_model
 def lambdaresnet26rpt_256(pretrained: bool = False, **kwargs: Any) -> LambdaResNet:
-    """timm's Lambda-ResNet-26-RP-T: global relative embeddings in c4 and c5, for 256 pixels."""
+    """The Lambda-ResNet-26-RP-T of timm: global relative embeddings in c4 and c5, for 256 pixels."""
     kwargs.setdefault("img_size", 256)
     return create_network("lambdaresnet26rpt_256", NETWORKS["lambdaresnet26rpt_256"], pretrained, **kwargs)
 
 
 @register_model
 def lambdaresnet50ts(pretrained: bool = False, **kwargs: Any) -> LambdaResNet:
-    """timm's Lambda-ResNet-50-TS: SiLU, local scope 9 in c3, c4 and c5."""
+    """The Lambda-ResNet-50-TS of timm: SiLU, local scope 9 in c3, c4 and c5."""
     return create_network("lambdaresnet50ts", NETWORKS["lambdaresnet50ts"], pretrained, **kwargs)

@@ -17,6 +17,7 @@ from timm.models import generate_default_cfgs, register_model
 from timm.models.byobnet import ByoBlockCfg
 
 from ..layers import LambdaLayer
+from ..weights.shipped import shipped_file
 from .network import LambdaModelCfg, LambdaResNet, create_network, pretrained_cfg, stage
 
 
@@ -51,6 +52,8 @@ NETWORKS: dict[str, LambdaModelCfg] = {
     ),
 }
 
+CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
 _CIFAR10 = pretrained_cfg(
     32,
     pool_size=(4, 4),
@@ -62,7 +65,8 @@ _CIFAR10 = pretrained_cfg(
 
 default_cfgs = generate_default_cfgs(
     {
-        "lambdaresnet32px": _CIFAR10,
+        "lambdaresnet32px.cifar10": _CIFAR10
+        | {"file": shipped_file("lambdaresnet32px.cifar10"), "label_names": CIFAR10_CLASSES},
         "lambdaresnet32px_conv": _CIFAR10,
         "test_lambdaresnet": pretrained_cfg(96),
     }

@@ -11,12 +11,13 @@ from typing import Any
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import register_notrace_function, to_2tuple
-from timm.models import build_model_with_cfg
-from timm.models.byobnet import ByobNet, ByoBlockCfg, ByoModelCfg, DownsampleAvg
+from timm.models import build_model_with_cfg, resolve_pretrained_cfg
+from timm.models.byobnet import ByoBlockCfg, ByobNet, ByoModelCfg, DownsampleAvg
 from torch import nn
 
 from ..layers import CeilAvgPool2d, LambdaLayer
 from ..layers.lambda_layer import lambda_grid
+from ..weights.shipped import verify_shipped
 
 __all__ = ["LambdaModelCfg", "LambdaResNet", "create_network", "lambda_layers", "pretrained_cfg", "stage"]
 
@@ -125,7 +126,7 @@ def lambda_layers(network: nn.Module) -> list[LambdaLayer]:
 
 
 def pretrained_cfg(size: int, **overrides: Any) -> dict[str, Any]:
-    """timm's pretrained_cfg of a network for square inputs of ``size`` pixels and stride 32."""
+    """A pretrained_cfg, as timm takes it, of a network for square inputs of ``size`` pixels and stride 32."""
     pool = -(-size // 32)
     return {
         "input_size": (3, size, size),
@@ -144,7 +145,14 @@ def pretrained_cfg(size: int, **overrides: Any) -> dict[str, Any]:
 
 
 def create_network(variant: str, cfg: LambdaModelCfg, pretrained: bool = False, **kwargs: Any) -> LambdaResNet:
-    """Build a LambdaResNet by timm's conventions: weights, features_only, overrides."""
+    """Build a LambdaResNet by timm's conventions: weights, features_only, overrides.
+
+    Raises:
+        RuntimeError: ``pretrained`` for a model without weights, or shipped weights that are damaged.
+    """
+    if pretrained:
+        source = resolve_pretrained_cfg(variant, kwargs.get("pretrained_cfg"), kwargs.get("pretrained_cfg_overlay"))
+        verify_shipped(source.file)
     return build_model_with_cfg(
         LambdaResNet, variant, pretrained, model_cfg=cfg, feature_cfg={"flatten_sequential": True}, **kwargs
     )

@@ -14,9 +14,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-__all__ = ["CLASSES", "Split", "accuracy", "augment", "normalize", "read_split"]
-
-CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+__all__ = ["Split", "accuracy", "augment", "normalize", "read_split"]
 
 
 @dataclass

@@ -121,7 +121,9 @@ def train(
     for epoch in range(first, epochs):
         start = time.perf_counter()
         torch.manual_seed(seed * 1_000_003 + epoch + 1)
-        loss = _epoch(model, ema, optimizer, schedule, scaler, half, split, epoch * steps, f"epoch {epoch + 1}/{epochs}")
+        loss = _epoch(
+            model, ema, optimizer, schedule, scaler, half, split, epoch * steps, f"epoch {epoch + 1}/{epochs}"
+        )
         seconds += time.perf_counter() - start
         state = {
             "model_name": name,

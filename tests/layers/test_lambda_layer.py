@@ -9,7 +9,6 @@ from torch import nn
 
 from lambdaresnet_zoo.layers import LambdaLayer, lambda_reference
 from lambdaresnet_zoo.layers.contraction import ORDERS, choose_order
-from lambdaresnet_zoo.layers.reference import normalize_keys
 
 
 def oracle(layer: LambdaLayer, x: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,50 @@
+"""The weights that ship inside the package, checked against their digests before they are read."""
+
+import hashlib
+from pathlib import Path
+
+__all__ = ["digest", "shipped_file", "shipped_names", "verify_shipped", "write_digests"]
+
+FOLDER = Path(__file__).parent / "files"
+DIGESTS = FOLDER / "SHA256SUMS"
+"""As `sha256sum` writes and checks it."""
+
+
+def shipped_file(name: str) -> str:
+    """The path of the weights of a model and tag, ``lambdaresnet32px.cifar10``."""
+    return str(FOLDER / f"{name}.safetensors")
+
+
+def shipped_names() -> list[str]:
+    """The models and tags whose weights ship, sorted."""
+    return sorted(path.stem for path in FOLDER.glob("*.safetensors"))
+
+
+def verify_shipped(file: str | None) -> None:
+    """Check a shipped file against its digest; a path outside the package is not this function's.
+
+    Raises:
+        RuntimeError: the file is missing, or its sha256 is not the known one; names both.
+    """
+    if not file or Path(file).parent != FOLDER:
+        return
+    path = Path(file)
+    if not path.is_file():
+        raise RuntimeError(f"{path} is missing: reinstall lambdaresnet-zoo")
+    known = dict(reversed(line.split(maxsplit=1)) for line in DIGESTS.read_text().splitlines())
+    found = digest(path)
+    if found != known.get(path.name):
+        raise RuntimeError(
+            f"{path} is damaged: its sha256 is {found}, not {known.get(path.name)}: reinstall lambdaresnet-zoo"
+        )
+
+
+def digest(path: Path) -> str:
+    """The sha256 of a file, in hexadecimal."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def write_digests() -> None:
+    """Record the digests of the weights that lie in the package now."""
+    lines = [f"{digest(path)}  {path.name}\n" for path in sorted(FOLDER.glob("*.safetensors"))]
+    DIGESTS.write_text("".join(lines))
