@@ -142,6 +142,6 @@ def pretrained_cfg(size: int, **overrides: Any) -> dict[str, Any]:
 
 def create_network(variant: str, cfg: LambdaModelCfg, pretrained: bool = False, **kwargs: Any) -> LambdaResNet:
     """Build a LambdaResNet by timm's conventions: weights, features_only, overrides."""
-    return build_model_with_cfg(
-        LambdaResNet, variant, pretrained, model_cfg=cfg, feature_cfg={"flatten_sequential": True}, **kwargs
-    )
+    # One level from the stem and one from each stage; timm's default is five, whatever there is.
+    feature_cfg = {"flatten_sequential": True, "out_indices": tuple(range(len(cfg.blocks) + 1))}
+    return build_model_with_cfg(LambdaResNet, variant, pretrained, model_cfg=cfg, feature_cfg=feature_cfg, **kwargs)
