@@ -52,8 +52,9 @@ def content_lambda(keys: Tensor, values: Tensor, key_norm: str) -> Tensor:
     """
     if torch.jit.is_scripting():  # TorchScript knows no autocast context with a runtime device
         return _content_lambda(keys, values, key_norm)
-    if torch.is_autocast_enabled(keys.device.type):
-        with torch.autocast(device_type=keys.device.type, enabled=False):
+    device = keys.device.type  # not all know autocast: the meta device, on which timm checks shapes, raises
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        with torch.autocast(device_type=device, enabled=False):
             return _content_lambda(keys, values, key_norm)
     return _content_lambda(keys, values, key_norm)
 

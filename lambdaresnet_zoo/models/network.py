@@ -153,6 +153,6 @@ def create_network(variant: str, cfg: LambdaModelCfg, pretrained: bool = False, 
     if pretrained:
         source = resolve_pretrained_cfg(variant, kwargs.get("pretrained_cfg"), kwargs.get("pretrained_cfg_overlay"))
         verify_shipped(source.file)
-    return build_model_with_cfg(
-        LambdaResNet, variant, pretrained, model_cfg=cfg, feature_cfg={"flatten_sequential": True}, **kwargs
-    )
+    # One level from the stem and one from each stage; timm's default is five, whatever there is.
+    feature_cfg = {"flatten_sequential": True, "out_indices": tuple(range(len(cfg.blocks) + 1))}
+    return build_model_with_cfg(LambdaResNet, variant, pretrained, model_cfg=cfg, feature_cfg=feature_cfg, **kwargs)
