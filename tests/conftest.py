@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,9 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import lambdaresnet_zoo  # noqa: F401  registers the models
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)  # the workers are the parallelism
 
 CLASSES = 7
 

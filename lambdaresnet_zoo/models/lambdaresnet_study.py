@@ -13,7 +13,6 @@ Differences from the paper
     - No weights are public.
 """
 
-from dataclasses import replace
 from typing import Any
 
 from timm.models import generate_default_cfgs, register_model
@@ -24,7 +23,7 @@ from .network import LambdaModelCfg, LambdaResNet, create_network, pretrained_cf
 _STAGES = ((3, 256, 1), (4, 512, 2), (6, 1024, 2), (3, 2048, 2))  # depth, channels, stride
 
 
-def _network(placement: str) -> LambdaModelCfg:
+def _network(placement: str, **options: Any) -> LambdaModelCfg:
     return LambdaModelCfg(
         blocks=tuple(
             stage(depth, channels, stride, lambdas=range(1, depth + 1) if kind == "l" else ())
@@ -35,19 +34,18 @@ def _network(placement: str) -> LambdaModelCfg:
         stem_pool="maxpool",
         downsample="conv1x1",
         self_attn_layer=LambdaLayer,
+        **options,
     )
 
-
-_LLLL = _network("llll")
 
 NETWORKS: dict[str, LambdaModelCfg] = {
     f"lambdaresnet50_{placement}": _network(placement)
     for placement in ("cccc", "lccc", "llcc", "lllc", "llll", "clll", "ccll", "cccl")
 } | {
-    "lambdaresnet50_llll_k8": replace(_LLLL, self_attn_kwargs={"query_depth": 8}),
-    "lambdaresnet50_llll_u4": replace(_LLLL, self_attn_kwargs={"intra_depth": 4, "scope": 7}),
-    "lambdaresnet50_llll_shared": replace(_LLLL, share_position=True),
-    "lambdaresnet50_llll_r7": replace(_LLLL, self_attn_kwargs={"scope": 7}),
+    "lambdaresnet50_llll_k8": _network("llll", self_attn_kwargs={"query_depth": 8}),
+    "lambdaresnet50_llll_u4": _network("llll", self_attn_kwargs={"intra_depth": 4, "scope": 7}),
+    "lambdaresnet50_llll_shared": _network("llll", share_position=True),
+    "lambdaresnet50_llll_r7": _network("llll", self_attn_kwargs={"scope": 7}),
 }
 
 default_cfgs = generate_default_cfgs({name: pretrained_cfg(224) for name in NETWORKS})

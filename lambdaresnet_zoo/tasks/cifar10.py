@@ -7,6 +7,7 @@ network on them; the whole set fits in memory, on a GPU too.
 import io
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -77,7 +78,7 @@ def normalize(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -
 @torch.inference_mode()
 def accuracy(model: nn.Module, split: Split, batch_size: int = 500) -> float:
     """Top-1 of a model on a split, in percent, in float32."""
-    cfg = model.pretrained_cfg
+    cfg: Any = model.pretrained_cfg  # torch types every attribute of a module as Tensor | Module
     model.eval()
     correct = 0
     for start in range(0, len(split.labels), batch_size):

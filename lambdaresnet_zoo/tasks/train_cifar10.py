@@ -14,6 +14,7 @@ import csv
 import platform
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +137,7 @@ def train(
             "optimizer": optimizer.state_dict(),
             "scaler": scaler.state_dict(),
         }
-        write_whole(checkpoint, lambda path, state=state: torch.save(state, path))
+        write_whole(checkpoint, partial(torch.save, state))
         _log(output / "log.csv", {"epoch": epoch + 1, "loss": round(loss, 4), "seconds": round(seconds, 1)})
 
     network = ema.module

@@ -31,7 +31,7 @@ def verify_shipped(file: str | None) -> None:
     path = Path(file)
     if not path.is_file():
         raise RuntimeError(f"{path} is missing: reinstall lambdaresnet-zoo")
-    known = dict(reversed(line.split(maxsplit=1)) for line in DIGESTS.read_text().splitlines())
+    known = {name: sha256 for sha256, name in map(str.split, DIGESTS.read_text().splitlines())}
     found = digest(path)
     if found != known.get(path.name):
         raise RuntimeError(

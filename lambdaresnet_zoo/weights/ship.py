@@ -1,0 +1,35 @@
+"""Take the weights and results of finished CIFAR-10 runs into the package."""
+
+import argparse
+import csv
+import shutil
+import sys
+from pathlib import Path
+
+from .documents import RESULTS
+from .documents import main as write_documents
+from .shipped import shipped_file, write_digests
+
+__all__ = ["main"]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Copy weights of the first run, results of both, and write digests, card and tables anew."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run", type=Path, help="output folder of the network that ships")
+    parser.add_argument("baseline", type=Path, help="output folder of the convolutional network")
+    options = parser.parse_args(arguments)
+    rows: list[dict[str, str]] = []
+    for run in (options.run, options.baseline):
+        if not (run / "result.csv").is_file():
+            print(f"error: {run} holds no finished run: no result.csv", file=sys.stderr)
+            return 2
+        with open(run / "result.csv", newline="") as stream:
+            rows += csv.DictReader(stream)
+    shutil.copyfile(options.run / "model.safetensors", shipped_file(f"{rows[0]['model']}.cifar10"))
+    with open(RESULTS, "w", newline="") as stream:
+        writer = csv.DictWriter(stream, rows[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    write_digests()
+    return write_documents()

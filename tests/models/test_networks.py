@@ -1,0 +1,164 @@
+"""What a user of timm does with a model: sizes, options, layouts, compilers; beyond timm's own tests."""
+
+import copy
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+from torch.export import Dim
+
+from lambdaresnet_zoo.layers import LambdaLayer
+from lambdaresnet_zoo.models import lambdaresnet, lambdaresnet_public, lambdaresnet_small, lambdaresnet_study
+
+SMALL = ["test_lambdaresnet", "lambdaresnet32px", "lambda_mobilenetv2_100", "lambdaresnet26t"]
+FAMILIES = (lambdaresnet, lambdaresnet_public, lambdaresnet_small, lambdaresnet_study)
+
+
+def create(name, seed=0, **kwargs):
+    torch.manual_seed(seed)
+    return timm.create_model(name, **kwargs).eval()
+
+
+@pytest.mark.parametrize("name", [*SMALL, "lambdaresnet50", "lambdaresnet50_llll_shared"])
+@pytest.mark.parametrize("size", [(32, 32), (33, 47), (64, 96), pytest.param((250, 333), marks=pytest.mark.slow)])
+def test_any_size_from_32_up(name, size):
+    model = create(name)
+    with torch.inference_mode():
+        x = torch.randn(1, 3, *size)
+        assert model(x).shape == (1, model.num_classes)
+        for feature, info in zip(
+            model.forward_intermediates(x, intermediates_only=True), model.feature_info, strict=True
+        ):
+            assert feature.shape[2:] == tuple(-(-pixels // info["reduction"]) for pixels in size)
+
+
+@pytest.mark.parametrize("name", ["test_lambdaresnet", "lambdaresnet26t", "lambda_mobilenetv2_100"])
+@pytest.mark.parametrize("output_stride", [8, 16])
+def test_output_stride_keeps_resolution(name, output_stride):
+    features = create(name, features_only=True, output_stride=output_stride)
+    with torch.inference_mode():
+        maps = features(torch.randn(1, 3, 96, 128))
+    for tensor, reduction in zip(maps, features.feature_info.reduction(), strict=True):
+        assert tensor.shape[2:] == (96 // reduction, 128 // reduction)
+    assert max(features.feature_info.reduction()) == output_stride
+
+
+@pytest.mark.parametrize("name", ["test_lambdaresnet", "lambdaresnet26rpt_256", "lambda_mobilenetv2_100"])
+def test_unknown_arguments_raise(name):
+    with pytest.raises(TypeError, match="scpoe"):
+        timm.create_model(name, scpoe=7)
+
+
+def test_options_reach_the_network():
+    model = create("test_lambdaresnet", in_chans=1, num_classes=5, global_pool="max", drop_rate=0.1, drop_path_rate=0.2)
+    assert model(torch.randn(2, 1, 64, 64)).shape == (2, 5)
+    assert model.global_pool == "max"
+    narrow = create("test_lambdaresnet", self_attn_kwargs={"scope": 3})
+    assert {layer.scope for layer in narrow.modules() if isinstance(layer, LambdaLayer)} == {3}
+
+
+def test_overriding_a_network_leaves_the_registered_one():
+    before = copy.deepcopy([family.NETWORKS for family in FAMILIES])
+    for name in ("lambdaresnet50", "lambdaresnet50_llll", "lambdaresnet26t", "test_lambdaresnet"):
+        timm.create_model(name, device="meta", self_attn_kwargs={"scope": 3}, act_layer="silu", share_position=True)
+    assert [family.NETWORKS for family in FAMILIES] == before
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_channels_last_gives_the_same(name):
+    model = create(name)
+    x = torch.randn(2, 3, 64, 64)
+    with torch.inference_mode():
+        expected = model(x)
+        out = model.to(memory_format=torch.channels_last)(x.to(memory_format=torch.channels_last))
+    torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["test_lambdaresnet", "lambda_mobilenetv2_100", "lambdaresnet26t"])
+def test_exports_with_dynamic_batch_height_and_width(name):
+    """From 33 pixels: at 32 the last map is one pixel, and torch.export sets sizes of one apart."""
+    model = create(name)
+    shapes = {0: Dim("batch"), 2: Dim("height", min=33), 3: Dim("width", min=33)}
+    program = torch.export.export(model, (torch.randn(2, 3, 96, 128),), dynamic_shapes=(shapes,)).module()
+    with torch.inference_mode():
+        for size in ((1, 3, 64, 64), (3, 3, 97, 65), (1, 3, 250, 333)):
+            x = torch.randn(*size)
+            torch.testing.assert_close(program(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_compiles_as_one_graph_with_gradients():
+    model = create("test_lambdaresnet").train()
+    twin = copy.deepcopy(model)
+    compiled = torch.compile(twin, fullgraph=True)
+    for size in ((64, 64), (97, 65)):
+        x = torch.randn(2, 3, *size)
+        out, expected = compiled(x), model(x)
+        torch.testing.assert_close(out, expected, rtol=1e-3, atol=1e-4)
+        out.square().sum().backward()
+        expected.square().sum().backward()
+        for mine, theirs in zip(twin.parameters(), model.parameters(), strict=True):
+            torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-2, atol=1e-3)
+
+
+def test_shared_embeddings_save_and_load(tmp_path):
+    model = create("test_lambdaresnet", share_position=True)
+    layers = [layer for layer in model.stages[2].modules() if isinstance(layer, LambdaLayer)]
+    study = create("lambdaresnet50_llll_shared", device="meta")
+    tables = [key for key in study.state_dict() if key.endswith("position.table")]
+    assert tables == [f"stages.{stage}.0.self_attn.position.table" for stage in range(4)]
+    save_file(model.state_dict(), tmp_path / "model.safetensors")
+    other = create("test_lambdaresnet", seed=1, share_position=True)
+    other.load_state_dict(load_file(tmp_path / "model.safetensors"), strict=True)
+    x = torch.randn(1, 3, 64, 64)
+    assert torch.equal(other(x), model(x))
+    assert len(layers) == 1
+
+
+def test_saves_and_loads_as_timm_does(tmp_path):
+    model = create("test_lambdaresnet", num_classes=3)
+    timm.models.save_for_hf(model, tmp_path, safe_serialization=True)
+    again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    x = torch.randn(1, 3, 96, 96)
+    assert torch.equal(again(x), model(x))
+
+
+def test_a_model_without_weights_says_so():
+    with pytest.raises(RuntimeError, match="No pretrained weights exist"):
+        timm.create_model("lambdaresnet50", pretrained=True)
+
+
+class TestGlobalScope:
+    """`lambdaresnet26rpt_256`, the one model bound to a size."""
+
+    @pytest.mark.parametrize("size", [(128, 128), (250, 333), (96, 160)])
+    def test_is_built_for_any_size(self, size):
+        model = create("lambdaresnet26rpt_256", img_size=size)
+        with torch.inference_mode():
+            assert model(torch.randn(1, 3, *size)).shape == (1, 1000)
+
+    def test_can_be_given_another_size(self):
+        model = create("lambdaresnet26rpt_256").to(torch.float64)
+        model.stages[3][0].self_attn.position.table.requires_grad_(False)
+        model.set_input_size(img_size=(160, 96))
+        assert model(torch.randn(1, 3, 160, 96, dtype=torch.float64)).dtype == torch.float64
+        assert not model.stages[3][0].self_attn.position.table.requires_grad
+        with pytest.raises(ValueError, match="call set_feat_size"):
+            model(torch.randn(1, 3, 256, 256, dtype=torch.float64))
+
+    def test_output_stride(self):
+        model = create("lambdaresnet26rpt_256", img_size=128, output_stride=16)
+        with torch.inference_mode():
+            assert model.forward_features(torch.randn(1, 3, 128, 128)).shape[2:] == (8, 8)
+        model.set_input_size((96, 64))
+        with torch.inference_mode():
+            assert model.forward_features(torch.randn(1, 3, 96, 64)).shape[2:] == (6, 4)
+
+    def test_local_networks_take_any_size_already(self):
+        model = create("test_lambdaresnet")
+        before = copy.deepcopy(model.state_dict())
+        model.set_input_size(64)
+        assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())

@@ -1,0 +1,68 @@
+"""timm's three lambda networks and ours, on equal weights: outputs, features and gradients."""
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from lambdaresnet_zoo.models.lambdaresnet_public import from_timm
+
+PAIRS = {
+    "lambdaresnet26t": "lambda_resnet26t",
+    "lambdaresnet26rpt_256": "lambda_resnet26rpt_256",
+    "lambdaresnet50ts": "lambda_resnet50ts",
+}
+
+
+@pytest.fixture(params=PAIRS, scope="module")
+def pair(request):
+    """Ours and timm's, every parameter and statistic away from its initial zero or one."""
+    torch.manual_seed(0)
+    theirs = timm.create_model(PAIRS[request.param])
+    for module in theirs.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.0)
+            nn.init.normal_(module.bias, std=0.1)
+            nn.init.normal_(module.running_mean, std=0.1)
+            nn.init.uniform_(module.running_var, 0.5, 2.0)
+        elif isinstance(module, nn.Conv3d):
+            nn.init.normal_(module.bias)
+    ours = timm.create_model(request.param)
+    ours.load_state_dict(from_timm(theirs.state_dict()), strict=True)
+    return ours.eval(), theirs.eval()
+
+
+def test_outputs_are_equal(pair):
+    ours, theirs = pair
+    x = torch.randn(2, 3, 256, 256)
+    with torch.inference_mode():
+        expected = theirs(x)
+        scale = expected.abs().max()
+        assert scale > 0.01
+        assert ((ours(x) - expected).abs().max() / scale) <= 1e-5
+
+
+def test_features_and_gradients_are_equal(pair):
+    ours, theirs = (model.double() for model in pair)
+    x = torch.randn(1, 3, 256, 256, dtype=torch.float64, requires_grad=True)
+    results = []
+    for model in (ours, theirs):
+        out, features = model.forward_intermediates(x)
+        (gradient,) = torch.autograd.grad(out.square().mean(), x)
+        results.append([out, *features, gradient])
+    for mine, other in zip(*results, strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-8, atol=1e-10)
+    ours.float()
+    theirs.float()
+
+
+@pytest.mark.parametrize("name", ["lambdaresnet26t", "lambdaresnet50ts"])
+def test_other_even_sizes_are_equal(name):
+    torch.manual_seed(1)
+    theirs = timm.create_model(PAIRS[name]).eval()
+    ours = timm.create_model(name).eval()
+    ours.load_state_dict(from_timm(theirs.state_dict()), strict=True)
+    x = torch.randn(1, 3, 128, 224)
+    with torch.inference_mode():
+        expected = theirs(x)
+        assert (ours(x) - expected).abs().max() <= 1e-5 * expected.abs().max()
