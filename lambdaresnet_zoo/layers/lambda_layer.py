@@ -15,6 +15,8 @@ Differences from the paper
     - Two extensions for public weights: biases, and the 2x2 average pool of timm's lambda nets.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -302,6 +304,8 @@ def lambda_grid(
             "call set_feat_size (or set_input_size on the network) first"
         )
     n = height * width
+    if not torch.jit.is_scripting():
+        queries, values = _DenseGradient.apply(queries), _DenseGradient.apply(values)
     # Channels are (heads, depth), (depth, u) and (value, u). reshape also takes channels_last.
     queries = queries.reshape(batch, num_heads, query_depth, n)
     if query_norm == "softmax":
@@ -323,6 +327,28 @@ def lambda_grid(
 
 
 torch.fx.wrap("lambda_grid")
+
+
+class _DenseGradient(torch.autograd.Function):
+    """Identity whose gradient is contiguous.
+
+    On CPU, torch's batch norm returns wrong gradients for a batch of one when its incoming gradient
+    is a transposed map, as these contractions give (seen in torch 2.15; timm's layer has it too).
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient.contiguous()
 
 
 def _drop_shared(layer: nn.Module, state: dict, prefix: str, _: dict) -> None:

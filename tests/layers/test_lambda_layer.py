@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import shutil
 
 import pytest
 import torch
@@ -17,12 +18,17 @@ def oracle(layer: LambdaLayer, x: torch.Tensor) -> torch.Tensor:
     n = height * width
     h, k, u, v = layer.num_heads, layer.query_depth, layer.intra_depth, layer.value_depth
     queries, keys, values = layer.qkv(x).split(layer.split_dims, dim=1)
-    queries = layer.norm_q(queries).reshape(batch, h, k, n).transpose(2, 3)
+    queries_map = layer.norm_q(queries)
+    queries = queries_map.reshape(batch, h, k, n).transpose(2, 3)
     if layer.query_norm == "softmax":
         queries = queries.softmax(-1)
     elif layer.query_norm == "l2":
         queries = queries / queries.norm(dim=-1, keepdim=True)
-    values = layer.norm_v(values).reshape(batch, v, u, n).permute(0, 3, 1, 2)
+    values = layer.norm_v(values)
+    # torch's batch norm has wrong gradients for a batch of one if its incoming gradient is transposed.
+    queries_map.register_hook(torch.Tensor.contiguous)
+    values.register_hook(torch.Tensor.contiguous)
+    values = values.reshape(batch, v, u, n).permute(0, 3, 1, 2)
     keys = keys.reshape(batch, k, u, n).permute(0, 3, 1, 2) if keys.shape[1] else None
     embeddings = None
     if layer.position is not None:
@@ -41,17 +47,17 @@ def oracle(layer: LambdaLayer, x: torch.Tensor) -> torch.Tensor:
     return layer.pool(out.transpose(2, 3).reshape(batch, h * v, height, width))
 
 
-def assert_layer_is_the_reference(layer: LambdaLayer, size: tuple[int, int], orders=("auto", *ORDERS)) -> None:
+def assert_layer_is_the_reference(layer: LambdaLayer, size: tuple[int, int], batch: int = 2) -> None:
     layer = layer.double().train()
     for parameter in layer.parameters():  # away from the ones and zeros of initialisation
         if parameter.ndim == 1:
             nn.init.normal_(parameter)
-    x = torch.randn(2, layer.dim, *size, dtype=torch.float64, requires_grad=True)
+    x = torch.randn(batch, layer.dim, *size, dtype=torch.float64, requires_grad=True)
     inputs = [x, *layer.parameters()]
     expected = oracle(layer, x)
     cotangent = torch.randn_like(expected)
     wanted = torch.autograd.grad(expected, inputs, cotangent)
-    for order in orders:
+    for order in ("auto", *ORDERS):
         layer.order = order
         out = layer(x)
         torch.testing.assert_close(out, expected, rtol=1e-9, atol=1e-9, msg=lambda m, o=order: f"{o}: {m}")
@@ -97,21 +103,23 @@ def test_every_option_is_the_reference(options, size):
 
 @pytest.mark.parametrize("scope", [3, 7, 23, None])
 @pytest.mark.parametrize("dims", [(8, 8), (6, 16), (16, 4)])
-def test_scopes_and_widths_are_the_reference(scope, dims):
+@pytest.mark.parametrize("batch", [1, 3])
+def test_scopes_widths_and_batches_are_the_reference(scope, dims, batch):
     torch.manual_seed(1)
-    layer = LambdaLayer(*dims, feat_size=(6, 5), num_heads=4, query_depth=5, intra_depth=2, scope=scope)
-    assert_layer_is_the_reference(layer, (6, 5))
+    layer = LambdaLayer(*dims, feat_size=(6, 5), num_heads=4, query_depth=5, intra_depth=batch, scope=scope)
+    assert_layer_is_the_reference(layer, (6, 5), batch)
 
 
 @pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize("options", [{}, {"intra_depth": 2}, {"scope": None}, {"stride": 2, "position_bias": True}])
-def test_gradcheck(order, options):
+def test_gradcheck(order, options, batch):
     torch.manual_seed(0)
     layer = LambdaLayer(
         **{"dim": 4, "feat_size": (3, 2), "num_heads": 2, "query_depth": 2, "scope": 3, "order": order, **options}
     )
     layer = layer.double()
-    x = torch.randn(2, 4, 3, 2, dtype=torch.float64, requires_grad=True)
+    x = torch.randn(batch, 4, 3, 2, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda x, *_: layer(x), (x, *layer.parameters()), fast_mode=True)
 
 
@@ -342,6 +350,17 @@ def test_compiles_exports_scripts_and_traces(options):
     torch.testing.assert_close(torch.jit.trace(layer, x)(x), expected)
     torch.testing.assert_close(torch.fx.symbolic_trace(layer)(x), expected)
     torch.testing.assert_close(torch.export.export(layer, (x,)).module()(x), expected)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="torch.compile needs a C++ compiler")
+def test_compiles_to_machine_code_as_one_graph():
+    torch.manual_seed(0)
+    layer = LambdaLayer(8, scope=5, stride=2).eval()
+    compiled = torch.compile(layer, fullgraph=True)
+    for size in ((6, 7), (5, 9)):
+        x = torch.randn(2, 8, *size)
+        torch.testing.assert_close(compiled(x), layer(x))
 
 
 def test_channels_last_gives_the_same():

