@@ -28,6 +28,7 @@ from torch import nn
 from tqdm import tqdm
 
 from .cifar10 import Split, accuracy, augment, normalize, read_split
+from .errors import first_line
 from .files import write_whole
 
 __all__ = ["add_arguments", "main", "train"]
@@ -61,12 +62,17 @@ def main(arguments: list[str] | None = None) -> int:
         tests = {"top1": read_split(options.data, "test")}
         if options.lossless:
             tests["top1_lossless"] = read_split(options.lossless, "test")
-    except (OSError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        device = torch.device(options.device)
+        row = train(options.model, train_split, tests, options.output, options.epochs, options.seed, device)
+    except (OSError, ImportError, ValueError, RuntimeError) as error:
+        print(f"error: {first_line(error)}", file=sys.stderr)
         return 2
-    row = train(
-        options.model, train_split, tests, options.output, options.epochs, options.seed, torch.device(options.device)
-    )
+    except FloatingPointError as error:
+        print(f"error: {error}; {options.output / 'last.pt'} is the last good epoch", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted: run the same command to continue from the last finished epoch", file=sys.stderr)
+        return 130
     print(", ".join(f"{key} {value}" for key, value in row.items()))
     return 0
 
@@ -111,7 +117,10 @@ def train(
     if checkpoint.exists():
         state = torch.load(checkpoint, map_location=device, weights_only=True)
         if (state["model_name"], state["epochs"], state["seed"]) != (name, epochs, seed):
-            raise ValueError(f"{checkpoint} is of another run: {state['model_name']}, {state['epochs']} epochs")
+            raise ValueError(
+                f"{checkpoint} is of another run: {state['model_name']}, {state['epochs']} epochs, "
+                f"seed {state['seed']}; give another --output"
+            )
         model.load_state_dict(state["model"])
         ema.module.load_state_dict(state["ema"])
         optimizer.load_state_dict(state["optimizer"])

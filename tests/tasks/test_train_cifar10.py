@@ -89,8 +89,28 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(data, tmp_path, monkeyp
 
 def test_another_run_in_the_folder_is_not_continued(data, tmp_path):
     run(data, tmp_path, epochs=1)
-    with pytest.raises(ValueError, match="is of another run: lambdaresnet32px, 1 epochs"):
+    with pytest.raises(ValueError, match="is of another run: lambdaresnet32px, 1 epochs, seed 0; give another"):
         run(data, tmp_path, epochs=2)
+    with pytest.raises(ValueError, match="is of another run"):
+        run(data, tmp_path, epochs=1, seed=1)
+
+
+@pytest.mark.parametrize(
+    ("problem", "status"), [(KeyboardInterrupt(), 130), (FloatingPointError("the loss is NaN"), 1)]
+)
+def test_interruption_and_divergence_are_one_line(data, tmp_path, monkeypatch, capsys, problem, status):
+    def fail(*_):
+        raise problem
+
+    monkeypatch.setattr(train_cifar10, "_epoch", fail)
+    assert train_cifar10.main(["--data", str(data), "--output", str(tmp_path), "--device", "cpu"]) == status
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_an_unknown_model_is_one_line(data, tmp_path, capsys):
+    arguments = ["--data", str(data), "--output", str(tmp_path), "--model", "nothing", "--device", "cpu"]
+    assert train_cifar10.main(arguments) == 2
+    assert capsys.readouterr().err == "error: Unknown model (nothing)\n"
 
 
 def test_missing_data_is_one_line(tmp_path, capsys):
