@@ -15,8 +15,6 @@ Differences from the paper
     - Two extensions for public weights: biases, and the 2x2 average pool of timm's lambda nets.
 """
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -172,14 +170,12 @@ class LambdaLayer(nn.Module):
         self.norm_q = nn.BatchNorm2d(dims[0], device=device, dtype=dtype) if norm_q else nn.Identity()
         self.norm_v = nn.BatchNorm2d(dims[2], device=device, dtype=dtype) if norm_v else nn.Identity()
 
-        self.feat_size: tuple[int, int] = (0, 0)  # of a global layer; (0, 0): any size
         self.position: RelativePosition | None = None
         if position:
             if scope is None:
                 if feat_size is None:
                     raise ValueError("feat_size is needed by a global scope (scope=None), got None")
-                self.feat_size = _size("feat_size", feat_size)
-                extent = _global_extent(self.feat_size)
+                extent = _global_extent(_size("feat_size", feat_size))
             else:
                 extent = (scope, scope)
             self.position = RelativePosition(
@@ -221,12 +217,14 @@ class LambdaLayer(nn.Module):
         must come first in the network: this layer's keys leave the state dict.
 
         Raises:
-            ValueError: ``other`` has no embeddings, has others' extents, or is this layer.
+            ValueError: ``other`` has no embeddings, its table or bias has another shape, or it is this layer.
         """
         if other is self:
             raise ValueError("a layer cannot share position embeddings with itself")
         if self.position is None or other.position is None:
             raise ValueError("share_position needs two layers with position embeddings")
+        if (other.position.bias is None) != (self.position.bias is None):
+            raise ValueError("share_position needs two layers with a position bias, or two without")
         if other.position.table.shape != self.position.table.shape:
             raise ValueError(
                 f"share_position needs tables of one shape, got {tuple(self.position.table.shape)} "
@@ -244,10 +242,9 @@ class LambdaLayer(nn.Module):
 
         A local-scope layer takes any size and is left as it is.
         """
-        size = _size("feat_size", feat_size)
+        extent = _global_extent(_size("feat_size", feat_size))
         if self.is_global and self.position is not None:
-            self.position.resize(_global_extent(size))
-            self.feat_size = size
+            self.position.resize(extent)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, dim, h, w] -> [B, dim_out, h', w']; a global-scope layer accepts its own size alone."""
@@ -266,13 +263,13 @@ class LambdaLayer(nn.Module):
             self.key_norm,
             self.query_norm,
             self.order,
-            self.feat_size,
+            self.is_global,
         )
         return self.pool(out)
 
     def extra_repr(self) -> str:
         """The shape of the layer, for ``print``."""
-        scope = "none" if self.position is None else self.scope or f"global{self.feat_size}"
+        scope = "none" if self.position is None else self.scope or "global"
         return (
             f"{self.dim}, {self.dim_out}, num_heads={self.num_heads}, query_depth={self.query_depth}, "
             f"intra_depth={self.intra_depth}, scope={scope}, stride={self.stride}"
@@ -291,28 +288,29 @@ def lambda_grid(
     key_norm: str,
     query_norm: str,
     order: str,
-    feat_size: tuple[int, int],
+    is_global: bool,
 ) -> Tensor:
     """Projected maps to output map: [B, HK, h, w], [B, KU or 0, h, w], [B, VU, h, w] -> [B, HV, h, w].
 
     One function, so that torch.fx can hold it as one node.
     """
     batch, _, height, width = queries.shape
-    if feat_size[0] != 0 and (height != feat_size[0] or width != feat_size[1]):
+    if is_global and table is not None and (table.shape[2] != 2 * height - 1 or table.shape[3] != 2 * width - 1):
         raise ValueError(
-            f"a global-scope lambda layer built for feat_size {feat_size[0]}x{feat_size[1]} got {height}x{width}: "
-            "call set_feat_size (or set_input_size on the network) first"
+            f"a global-scope lambda layer for feat_size {(table.shape[2] + 1) // 2}x{(table.shape[3] + 1) // 2} "
+            f"got {height}x{width}: call set_feat_size (or set_input_size on the network) first"
         )
     n = height * width
-    if not torch.jit.is_scripting():
-        queries, values = _DenseGradient.apply(queries), _DenseGradient.apply(values)
-    # Channels are (heads, depth), (depth, u) and (value, u). reshape also takes channels_last.
-    queries = queries.reshape(batch, num_heads, query_depth, n)
-    if query_norm == "softmax":
-        queries = queries.softmax(dim=2)
-    elif query_norm == "l2":
-        queries = F.normalize(queries, dim=2)
-    values = values.reshape(batch, values.shape[1] // intra_depth, intra_depth, n)
+    # Channels are (heads, depth), (depth, u) and (value, u). The detour over a flat tensor copies nothing,
+    # and makes the gradients dense: on CPU, torch's batch norm (seen in 2.15) returns wrong gradients for
+    # a batch of one when its incoming gradient is a transposed map, as these contractions give.
+    value_depth = values.shape[1] // intra_depth
+    queries = queries.reshape(-1).reshape(batch, num_heads, query_depth, n)
+    values = values.reshape(-1).reshape(batch, value_depth, intra_depth, n)
+    if query_norm != "none":
+        precise = queries.to(torch.promote_types(queries.dtype, torch.float32))
+        precise = precise.softmax(dim=2) if query_norm == "softmax" else F.normalize(precise, dim=2)
+        queries = precise.to(queries.dtype)
     out: Tensor | None = None
     if keys.shape[1] > 0:
         lambdas = content_lambda(keys.reshape(batch, query_depth, intra_depth, n), values, key_norm)
@@ -327,28 +325,6 @@ def lambda_grid(
 
 
 torch.fx.wrap("lambda_grid")
-
-
-class _DenseGradient(torch.autograd.Function):
-    """Identity whose gradient is contiguous.
-
-    On CPU, torch's batch norm returns wrong gradients for a batch of one when its incoming gradient
-    is a transposed map, as these contractions give (seen in torch 2.15; timm's layer has it too).
-    """
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x: Tensor) -> Tensor:
-        return x.view_as(x)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return gradient.contiguous()
 
 
 def _drop_shared(layer: nn.Module, state: dict, prefix: str, _: dict) -> None:

@@ -154,7 +154,7 @@ def content_lambda(keys: Tensor, values: Tensor, mask: Tensor | None = None, key
 def position_lambdas(embeddings: Tensor, values: Tensor, mask: Tensor | None = None) -> Tensor:
     """Position lambdas [B, N, K, V] from embeddings [N, M, K, U] and values [B, M, V, U]."""
     if mask is not None:
-        embeddings = embeddings * mask.to(embeddings.dtype)[:, :, None, None]
+        embeddings = embeddings.masked_fill(~mask.to(torch.bool)[:, :, None, None], 0.0)
     return torch.einsum("nmku,bmvu->bnkv", embeddings, values)
 
 

@@ -9,7 +9,7 @@ convolution keeps its channel count.
 Differences from the paper
     - The paper prints k = 32, h = 4 and 3.21M parameters, 563M FLOPs. A query depth of 32 in each of
       4 heads gives 3.24M and 577M; 32 over the 4 heads together, 8 each, gives 3.21M and 564M
-      (as torch's FlopCounterMode counts). So: query depth 8, 4 heads.
+      (torch's FlopCounterMode, convolution order). So: query depth 8, 4 heads.
     - Batch norm and ReLU6 follow the lambda convolution, as they followed the depthwise one (open).
     - No weights are public.
 """

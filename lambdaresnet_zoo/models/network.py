@@ -6,12 +6,13 @@ lambda, batch norm, activation, which is where the public ports put them too (op
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import register_notrace_function, to_2tuple
 from timm.models import build_model_with_cfg, resolve_pretrained_cfg
+from timm.models._input import update_model_input_size  # no public name; timm's own set_input_size calls it
 from timm.models.byobnet import ByoBlockCfg, ByobNet, ByoModelCfg, DownsampleAvg
 from torch import nn
 
@@ -77,23 +78,27 @@ class LambdaResNet(ByobNet):
         img_size: input size (h, w) in pixels; a network with global-scope layers needs it, the
             others take any size and ignore it.
         **kwargs: as timm's ByobNet: num_classes, in_chans, global_pool, output_stride, drop_rate,
-            drop_path_rate, zero_init_last, device, dtype, and any field of ``cfg``. Unknown ones
-            raise TypeError.
+            drop_path_rate, zero_init_last, device, dtype, and any field of ``cfg``, of which
+            ``self_attn_kwargs``, the options of the lambda layers, changes those it names and keeps the
+            others. Unknown ones raise TypeError.
     """
 
     def __init__(self, cfg: LambdaModelCfg, img_size: int | tuple[int, int] | None = None, **kwargs: Any) -> None:
         share_position = kwargs.get("share_position", cfg.share_position)
+        cfg = _with_layer_options(cfg, kwargs.pop("self_attn_kwargs", None) or {})
         super().__init__(cfg, img_size=img_size, **kwargs)
         for module in self.modules():
             if isinstance(module, DownsampleAvg) and type(module.pool) is nn.AvgPool2d and module.pool.stride == 2:
                 module.pool = CeilAvgPool2d()  # the same averages, in a form that exports
         if share_position:
             for blocks in self.stages:
-                layers = lambda_layers(blocks)
-                for layer in layers[1:]:
-                    layer.share_position(layers[0])
+                owners: dict[Any, LambdaLayer] = {}  # by shape: a strided global layer sees a larger map
+                for layer in lambda_layers(blocks):
+                    owner = owners.setdefault(layer.position.table.shape if layer.position else None, layer)
+                    if owner is not layer and layer.position is not None:
+                        layer.share_position(owner)
         if img_size is not None and self._global_layers():
-            self.set_input_size(img_size)  # ByobNet floors where its convolutions ceil
+            self._resize(img_size)  # ByobNet floors where its convolutions ceil
             for layer, _ in self._global_layers():
                 layer.reset_parameters()
 
@@ -102,6 +107,11 @@ class LambdaResNet(ByobNet):
 
         A network without such layers takes any size and is left as it is.
         """
+        if self._global_layers():
+            self._resize(img_size)
+            update_model_input_size(self, img_size)  # timm saves it with the model
+
+    def _resize(self, img_size: int | tuple[int, int]) -> None:
         height, width = to_2tuple(img_size)
         for layer, reduction in self._global_layers():
             layer.set_feat_size((-(-height // reduction), -(-width // reduction)))
@@ -118,6 +128,18 @@ class LambdaResNet(ByobNet):
                     layers.append((layer, before if position == 0 else reductions[index]))
             before = reductions[index]
         return layers
+
+
+def _with_layer_options(cfg: LambdaModelCfg, options: dict[str, Any]) -> LambdaModelCfg:
+    """The network with some options of its lambda layers changed, in every block."""
+
+    def changed(part: Any) -> Any:
+        return replace(part, **{"self_attn_kwargs": {**(part.self_attn_kwargs or {}), **options}})
+
+    blocks = tuple(
+        tuple(block if block.self_attn_kwargs is None else changed(block) for block in blocks) for blocks in cfg.blocks
+    )
+    return replace(changed(cfg), **{"blocks": blocks}) if options else cfg
 
 
 def lambda_layers(network: nn.Module) -> list[LambdaLayer]:

@@ -93,7 +93,13 @@ def train(
 
     Returns:
         The row of the result: model, parameters, epochs, seed, top-1 figures, seconds, environment.
+
+    Raises:
+        ValueError: no epoch or not one whole batch to train on, or ``output`` holds another run.
+        FloatingPointError: the loss is NaN.
     """
+    if epochs < 1 or len(split.labels) < BATCH_SIZE:
+        raise ValueError(f"{epochs} epochs of {len(split.labels)} images: at least 1 epoch of {BATCH_SIZE} are needed")
     torch.manual_seed(seed)
     model = timm.create_model(name).to(device, memory_format=torch.channels_last)
     ema = ModelEmaV3(model, decay=EMA_DECAY, use_warmup=True)

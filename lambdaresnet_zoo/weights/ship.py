@@ -12,6 +12,8 @@ from .shipped import shipped_file, write_digests
 
 __all__ = ["main"]
 
+MODELS = ["lambdaresnet32px", "lambdaresnet32px_conv"]
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Copy weights of the first run, results of both, and write digests, card and tables anew."""
@@ -26,7 +28,13 @@ def main(arguments: list[str] | None = None) -> int:
             return 2
         with open(run / "result.csv", newline="") as stream:
             rows += csv.DictReader(stream)
-    shutil.copyfile(options.run / "model.safetensors", shipped_file(f"{rows[0]['model']}.cifar10"))
+    if [row["model"] for row in rows] != MODELS:
+        print(f"error: these runs are of {rows[0]['model']} and {rows[1]['model']}, not of {MODELS}", file=sys.stderr)
+        return 2
+    weights = Path(shipped_file(f"{MODELS[0]}.cifar10"))
+    weights.parent.mkdir(exist_ok=True)
+    RESULTS.parent.mkdir(exist_ok=True)
+    shutil.copyfile(options.run / "model.safetensors", weights)
     with open(RESULTS, "w", newline="") as stream:
         writer = csv.DictWriter(stream, rows[0], lineterminator="\n")
         writer.writeheader()

@@ -93,6 +93,11 @@ def test_a_masked_query_is_the_query_on_its_own_context():
         torch.testing.assert_close(out[:, :, n : n + 1], alone)
 
 
+def test_any_non_zero_mask_is_the_same_mask():
+    mask = torch.rand(N, M, generator=torch.Generator().manual_seed(2)) < 0.5
+    torch.testing.assert_close(lambda_reference(**_inputs(), mask=3 * mask), lambda_reference(**_inputs(), mask=mask))
+
+
 @pytest.mark.parametrize("key_norm", ["softmax", "l2", "none"])
 def test_a_query_that_sees_nothing_gets_zero_and_finite_gradients(key_norm):
     inputs = {name: x.requires_grad_() for name, x in _inputs().items()}

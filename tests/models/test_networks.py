@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.export import Dim
 
-from lambdaresnet_zoo.layers import LambdaLayer
 from lambdaresnet_zoo.models import lambdaresnet, lambdaresnet_public, lambdaresnet_small, lambdaresnet_study
+from lambdaresnet_zoo.models.network import lambda_layers
 
 SMALL = ["test_lambdaresnet", "lambdaresnet32px", "lambda_mobilenetv2_100", "lambdaresnet26t"]
 FAMILIES = (lambdaresnet, lambdaresnet_public, lambdaresnet_small, lambdaresnet_study)
@@ -54,8 +54,28 @@ def test_options_reach_the_network():
     model = create("test_lambdaresnet", in_chans=1, num_classes=5, global_pool="max", drop_rate=0.1, drop_path_rate=0.2)
     assert model(torch.randn(2, 1, 64, 64)).shape == (2, 5)
     assert model.global_pool == "max"
-    narrow = create("test_lambdaresnet", self_attn_kwargs={"scope": 3})
-    assert {layer.scope for layer in narrow.modules() if isinstance(layer, LambdaLayer)} == {3}
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "scopes"),
+    [
+        ("lambdaresnet50", "query_depth", [23]),
+        ("lambdaresnet270_c4", "query_depth", [7]),
+        ("lambdaresnet26t", "num_heads", [9]),
+        ("lambdaresnet32px", "query_depth", [7, 15]),
+    ],
+)
+def test_a_layer_option_changes_that_and_no_other(name, option, scopes):
+    def layers(**kwargs):
+        return lambda_layers(timm.create_model(name, device="meta", **kwargs))
+
+    for layer, before in zip(layers(self_attn_kwargs={option: 8}), layers(), strict=True):
+        assert getattr(layer, option) == 8
+        assert layer.scope == before.scope
+        assert layer.scope in scopes
+        assert str(layer.pool) == str(before.pool)
+        assert (layer.position.bias is None) == (before.position.bias is None)
+    assert {layer.scope for layer in layers(self_attn_kwargs={"scope": 3})} == {3}
 
 
 def test_overriding_a_network_leaves_the_registered_one():
@@ -104,18 +124,32 @@ def test_compiles_as_one_graph_with_gradients():
             torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-2, atol=1e-3)
 
 
-def test_shared_embeddings_save_and_load(tmp_path):
-    model = create("test_lambdaresnet", share_position=True)
-    layers = [layer for layer in model.stages[2].modules() if isinstance(layer, LambdaLayer)]
-    study = create("lambdaresnet50_llll_shared", device="meta")
+@pytest.mark.parametrize("name", ["lambdaresnet32px", "lambdaresnet26rpt_256"])
+def test_shared_embeddings_save_and_load(name, tmp_path):
+    model = create(name, share_position=True)
+    tables = [key for key in model.state_dict() if key.endswith("position.table")]
+    layers = lambda_layers(model)
+    assert len(tables) == len({id(layer.position) for layer in layers}) < len(layers)
+    save_file(model.state_dict(), tmp_path / "model.safetensors")
+    other = create(name, seed=1, share_position=True)
+    other.load_state_dict(load_file(tmp_path / "model.safetensors"), strict=True)
+    size = model.pretrained_cfg["input_size"]
+    with torch.inference_mode():
+        x = torch.randn(1, *size)
+        assert torch.equal(other(x), model(x))
+    study = timm.create_model("lambdaresnet50_llll_shared", device="meta")
     tables = [key for key in study.state_dict() if key.endswith("position.table")]
     assert tables == [f"stages.{stage}.0.self_attn.position.table" for stage in range(4)]
-    save_file(model.state_dict(), tmp_path / "model.safetensors")
-    other = create("test_lambdaresnet", seed=1, share_position=True)
-    other.load_state_dict(load_file(tmp_path / "model.safetensors"), strict=True)
-    x = torch.randn(1, 3, 64, 64)
-    assert torch.equal(other(x), model(x))
-    assert len(layers) == 1
+
+
+@pytest.mark.parametrize("name", ["test_lambdaresnet", "lambdaresnet26t"])
+def test_scripts_save_and_load(name, tmp_path):
+    model = create(name)
+    x = torch.randn(1, 3, 64, 80)
+    with torch.inference_mode():
+        for script in (torch.jit.script(model), torch.jit.trace(model, x)):
+            torch.jit.save(script, tmp_path / "model.pt")
+            torch.testing.assert_close(torch.jit.load(tmp_path / "model.pt")(x), model(x), rtol=1e-4, atol=1e-5)
 
 
 def test_saves_and_loads_as_timm_does(tmp_path):
@@ -148,6 +182,15 @@ class TestGlobalScope:
         assert not model.stages[3][0].self_attn.position.table.requires_grad
         with pytest.raises(ValueError, match="call set_feat_size"):
             model(torch.randn(1, 3, 256, 256, dtype=torch.float64))
+
+    def test_is_saved_with_its_size(self, tmp_path):
+        model = create("lambdaresnet26rpt_256")
+        model.set_input_size((128, 96))
+        timm.models.save_for_hf(model, tmp_path, safe_serialization=True)
+        again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+        with torch.inference_mode():
+            x = torch.randn(1, 3, 128, 96)
+            assert torch.equal(again(x), model(x))
 
     def test_output_stride(self):
         model = create("lambdaresnet26rpt_256", img_size=128, output_stride=16)

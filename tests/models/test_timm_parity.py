@@ -37,9 +37,8 @@ def test_outputs_are_equal(pair):
     x = torch.randn(2, 3, 256, 256)
     with torch.inference_mode():
         expected = theirs(x)
-        scale = expected.abs().max()
-        assert scale > 0.01
-        assert ((ours(x) - expected).abs().max() / scale) <= 1e-5
+        assert expected.abs().max() > 0.1
+        assert (ours(x) - expected).abs().max() <= 1e-5
 
 
 def test_features_and_gradients_are_equal(pair):
@@ -66,4 +65,4 @@ def test_other_even_sizes_are_equal(name):
     x = torch.randn(1, 3, 128, 224)
     with torch.inference_mode():
         expected = theirs(x)
-        assert (ours(x) - expected).abs().max() <= 1e-5 * expected.abs().max()
+        assert (ours(x) - expected).abs().max() <= 1e-5

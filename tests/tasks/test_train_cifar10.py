@@ -113,6 +113,14 @@ def test_an_unknown_model_is_one_line(data, tmp_path, capsys):
     assert capsys.readouterr().err == "error: Unknown model (nothing)\n"
 
 
+def test_too_little_to_train_on_is_refused(data, tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="0 epochs of 64 images"):
+        run(data, tmp_path, epochs=0)
+    monkeypatch.setattr(train_cifar10, "BATCH_SIZE", 65)
+    with pytest.raises(ValueError, match="at least 1 epoch of 65 are needed"):
+        run(data, tmp_path)
+
+
 def test_missing_data_is_one_line(tmp_path, capsys):
     status = train_cifar10.main(["--data", str(tmp_path), "--output", str(tmp_path / "out")])
     assert status == 2
