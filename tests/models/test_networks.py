@@ -124,18 +124,21 @@ def test_compiles_as_one_graph_with_gradients():
             torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-2, atol=1e-3)
 
 
-@pytest.mark.parametrize("name", ["lambdaresnet32px", "lambdaresnet26rpt_256"])
-def test_shared_embeddings_save_and_load(name, tmp_path):
-    model = create(name, share_position=True)
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("lambdaresnet32px", {}), ("lambdaresnet50ts", {"self_attn_kwargs": {"scope": None}, "img_size": 64})],
+    ids=["local", "global"],
+)
+def test_shared_embeddings_save_and_load(name, options, tmp_path):
+    model = create(name, share_position=True, **options)
     tables = [key for key in model.state_dict() if key.endswith("position.table")]
     layers = lambda_layers(model)
     assert len(tables) == len({id(layer.position) for layer in layers}) < len(layers)
     save_file(model.state_dict(), tmp_path / "model.safetensors")
-    other = create(name, seed=1, share_position=True)
+    other = create(name, seed=1, share_position=True, **options)
     other.load_state_dict(load_file(tmp_path / "model.safetensors"), strict=True)
-    size = model.pretrained_cfg["input_size"]
     with torch.inference_mode():
-        x = torch.randn(1, *size)
+        x = torch.randn(1, 3, 64, 64)
         assert torch.equal(other(x), model(x))
     study = timm.create_model("lambdaresnet50_llll_shared", device="meta")
     tables = [key for key in study.state_dict() if key.endswith("position.table")]
