@@ -88,13 +88,14 @@ def results_table() -> str:
         "| network | params (M) | epochs | top-1 JPEG (%) | top-1 lossless (%) | training (s) |",
         "|---|---|---|---|---|---|",
     ]
-    for row in _results():
+    rows = _results()
+    for row in rows:
         params = f"{int(row['params']) / 1e6:.2f}"
         cells = [f"`{row['model']}`", params, row["epochs"], row["top1"], row["top1_lossless"], row["train_seconds"]]
         lines.append(f"| {' | '.join(cells)} |")
-    row = _results()[0]
-    where = f"Trained on {row['device']}, {row['threads']} thread(s), torch {row['torch']}, timm {row['timm']}."
-    if not row["device"].startswith("NVIDIA"):
+    first = rows[0]
+    where = f"Trained on {first['device']}, {first['threads']} thread(s), torch {first['torch']}, timm {first['timm']}."
+    if not first["device"].startswith("NVIDIA"):
         where += " Not measured on a GPU: there, more epochs of the same recipe are affordable."
     return "\n".join([*lines, "", where])
 
