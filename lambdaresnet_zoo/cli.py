@@ -8,7 +8,7 @@ import io
 import os
 import sys
 
-from .tasks.errors import UserError
+from .errors import UserError
 
 __all__ = ["main"]
 

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 from timm.data import get_img_extensions, is_img_extension
 
-from .errors import UserError, first_line
+from ..errors import UserError, first_line
 
 __all__ = ["demo_image", "find_images", "image_problem", "open_image"]
 

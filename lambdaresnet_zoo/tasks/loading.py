@@ -10,8 +10,8 @@ from timm.data import ImageNetInfo, resolve_model_data_config
 from timm.models import is_model_pretrained, load_state_dict
 from torch import Tensor, nn
 
+from ..errors import UserError, first_line
 from ..registry import list_models
-from .errors import UserError, first_line
 
 __all__ = ["label_names", "load_model"]
 

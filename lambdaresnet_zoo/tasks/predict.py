@@ -13,7 +13,7 @@ from timm.data import create_transform, resolve_model_data_config
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .errors import UserError
+from ..errors import UserError
 from .images import demo_image, find_images, image_problem, open_image
 from .loading import label_names, load_model
 

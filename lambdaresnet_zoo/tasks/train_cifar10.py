@@ -10,7 +10,6 @@ random depends on the seed and the epoch alone, so it ends as an uninterrupted o
 """
 
 import argparse
-import csv
 import platform
 import sys
 import time
@@ -27,9 +26,9 @@ from timm.utils import ModelEmaV3
 from torch import nn
 from tqdm import tqdm
 
+from ..errors import first_line
+from ..weights.files import read_rows, write_rows, write_whole
 from .cifar10 import Split, accuracy, augment, normalize, read_split
-from .errors import first_line
-from .files import write_whole
 
 __all__ = ["add_arguments", "main", "train"]
 
@@ -170,7 +169,7 @@ def train(
         "torch": torch.__version__,
         "timm": timm.__version__,
     }
-    write_whole(output / "result.csv", lambda path: _write_rows(path, [row]))
+    write_rows(output / "result.csv", [row])
     return row
 
 
@@ -215,15 +214,5 @@ def _epoch(
 
 def _log(path: Path, row: dict[str, Any]) -> None:
     """Append a row to the log; an epoch that is run again replaces what followed."""
-    rows: list[dict[str, Any]] = []
-    if path.exists():
-        with open(path, newline="") as stream:
-            rows = [old for old in csv.DictReader(stream) if int(old["epoch"]) < row["epoch"]]
-    write_whole(path, lambda temporary: _write_rows(temporary, [*rows, row]))
-
-
-def _write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
-    with open(path, "w", newline="") as stream:
-        writer = csv.DictWriter(stream, rows[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    old = read_rows(path) if path.exists() else []
+    write_rows(path, [*(before for before in old if int(before["epoch"]) < row["epoch"]), row])

@@ -3,7 +3,6 @@
 A test holds the files against this; `scripts/documents.py` writes them anew.
 """
 
-import csv
 import sys
 from pathlib import Path
 from string import Template
@@ -11,6 +10,7 @@ from string import Template
 import timm
 
 from ..registry import list_models
+from .files import read_rows
 from .shipped import digest, shipped_file, shipped_names
 
 __all__ = ["documents", "main"]
@@ -88,7 +88,7 @@ def results_table() -> str:
         "| network | params (M) | epochs | top-1 JPEG (%) | top-1 lossless (%) | training (s) |",
         "|---|---|---|---|---|---|",
     ]
-    rows = _results()
+    rows = read_rows(RESULTS)
     for row in rows:
         params = f"{int(row['params']) / 1e6:.2f}"
         cells = [f"`{row['model']}`", params, row["epochs"], row["top1"], row["top1_lossless"], row["train_seconds"]]
@@ -109,11 +109,6 @@ def models_table() -> str:
         what = (timm.models.model_entrypoint(name).__doc__ or "").strip().splitlines()[0].rstrip(".")
         lines.append(f"| `{name}` | {params:.2f} | {model.pretrained_cfg['input_size'][-1]} | {what} |")
     return "\n".join(lines)
-
-
-def _results() -> list[dict[str, str]]:
-    with open(RESULTS, newline="") as stream:
-        return list(csv.DictReader(stream))
 
 
 def main() -> int:

@@ -1,13 +1,13 @@
 """Take the weights and results of finished CIFAR-10 runs into the package."""
 
 import argparse
-import csv
 import shutil
 import sys
 from pathlib import Path
 
 from .documents import RESULTS
 from .documents import main as write_documents
+from .files import read_rows, write_rows
 from .shipped import shipped_file, write_digests
 
 __all__ = ["main"]
@@ -26,18 +26,13 @@ def main(arguments: list[str] | None = None) -> int:
         if not (run / "result.csv").is_file():
             print(f"error: {run} holds no finished run: no result.csv", file=sys.stderr)
             return 2
-        with open(run / "result.csv", newline="") as stream:
-            rows += csv.DictReader(stream)
+        rows += read_rows(run / "result.csv")
     if [row["model"] for row in rows] != MODELS:
         print(f"error: these runs are of {rows[0]['model']} and {rows[1]['model']}, not of {MODELS}", file=sys.stderr)
         return 2
     weights = Path(shipped_file(f"{MODELS[0]}.cifar10"))
     weights.parent.mkdir(exist_ok=True)
-    RESULTS.parent.mkdir(exist_ok=True)
     shutil.copyfile(options.run / "model.safetensors", weights)
-    with open(RESULTS, "w", newline="") as stream:
-        writer = csv.DictWriter(stream, rows[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    write_rows(RESULTS, rows)
     write_digests()
     return write_documents()
