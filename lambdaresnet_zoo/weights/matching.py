@@ -1,0 +1,171 @@
+"""Which network a set of weights is of, and the network with them, every tensor accounted for."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from ..errors import UserError, first_line
+from ..registry import list_models
+
+__all__ = ["Row", "fill", "find_model", "model_arguments"]
+
+COUNTER = "num_batches_tracked"  # of batch norm: torch before 0.4.1 saved none, and evaluation needs none
+
+
+@dataclass(frozen=True)
+class Row:
+    """What became of one tensor, a line of the report."""
+
+    status: str
+    """``mapped``, ``folded`` into another, ``filled`` (a counter that the source lacks), ``initialised``, ``left``."""
+    source: str
+    """Its name in the source, empty where it has none."""
+    key: str
+    """Its name in the network, or what became of it."""
+    shape: tuple[int, ...]
+
+
+@lru_cache(maxsize=None)
+def _shapes(name: str) -> dict[str, tuple[int, ...]]:
+    model = timm.create_model(name, device="meta")
+    return {key: tuple(value.shape) for key, value in model.state_dict().items()}
+
+
+def find_model(state: Mapping[str, Tensor], candidates: Iterable[str] = ()) -> str:
+    """The registered model whose tensors these are, whatever its classes, input channels and input size.
+
+    Args:
+        state: under this package's names.
+        candidates: models to consider; by default all of the package.
+
+    Raises:
+        UserError: none or more than one fits; names the nearest, or those that fit.
+    """
+    names = tuple(candidates) or tuple(list_models())
+    misfits = {name: _misfits(name, state) for name in names}
+    found = [name for name in names if not misfits[name]]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise UserError(f"these weights fit {', '.join(found)}: name one with --model")
+    nearest = min(names, key=lambda name: len(misfits[name]))
+    raise UserError(
+        f"these weights fit no model of this package; the nearest is {nearest}, where {_told(misfits[nearest])}; "
+        "name the model with --model, and options that it was built with by --model-kwargs"
+    )
+
+
+def model_arguments(name: str, state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The arguments of ``timm.create_model`` that the shapes of the weights give: classes, channels, input size."""
+    cfg = _cfg(name)
+    arguments: dict[str, Any] = {}
+    head = state.get(f"{cfg['classifier']}.weight")
+    classes = 0 if head is None else head.shape[0]
+    if classes != cfg["num_classes"]:
+        arguments["num_classes"] = classes
+    stem = state.get(f"{cfg['first_conv']}.weight")
+    if stem is not None and stem.ndim == 4 and stem.shape[1] != cfg["input_size"][0]:
+        arguments["in_chans"] = stem.shape[1]
+    if cfg.get("fixed_input_size"):
+        size = _input_size(name, state, cfg["input_size"][1:])
+        if size != tuple(cfg["input_size"][1:]):
+            arguments["img_size"] = size
+    return arguments
+
+
+def fill(
+    name: str, state: Mapping[str, Tensor], sources: Mapping[str, str], arguments: Mapping[str, Any]
+) -> tuple[nn.Module, list[Row]]:
+    """The network with these weights, and a row for each of its tensors.
+
+    Args:
+        name: of a registered model.
+        state: under this package's names.
+        sources: the name that each had in the source, for the report.
+        arguments: of ``timm.create_model``.
+
+    Raises:
+        UserError: a tensor is missing, unknown, of another shape, or of a type that its place cannot hold.
+    """
+    try:
+        model = timm.create_model(name, **arguments)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"model '{name}' cannot be built with {dict(arguments)}: {first_line(error)}") from error
+    own = model.state_dict()
+    if misfits := _differences({key: tuple(value.shape) for key, value in own.items()}, state):
+        raise UserError(f"these weights do not fit {name}: {_told(misfits)}")
+    rows = []
+    filled = dict(state)
+    for key, value in own.items():
+        shape = tuple(value.shape)
+        if key not in state:
+            filled[key] = torch.zeros_like(value)
+            rows.append(Row("filled", "", key, shape))
+            continue
+        if state[key].is_floating_point() != value.is_floating_point():
+            raise UserError(f"{sources.get(key, key)} is {_dtype(state[key])} where {name} holds {_dtype(value)}")
+        rows.append(Row("mapped", sources.get(key, key), key, shape))
+    model.load_state_dict(filled)
+    return model, rows
+
+
+def _misfits(name: str, state: Mapping[str, Tensor]) -> list[str]:
+    """Keys that speak against a model, its classes, channels and input size left open."""
+    cfg = _cfg(name)
+    shapes = dict(_shapes(name))
+    for key in (f"{cfg['classifier']}.weight", f"{cfg['classifier']}.bias"):
+        if key in state and key in shapes:
+            shapes[key] = (state[key].shape[0], *shapes[key][1:]) if state[key].ndim else ()
+        else:
+            shapes.pop(key, None)  # without a classifier
+    stem = f"{cfg['first_conv']}.weight"
+    if stem in state and state[stem].ndim == 4:
+        shapes[stem] = (shapes[stem][0], state[stem].shape[1], *shapes[stem][2:])
+    if cfg.get("fixed_input_size"):
+        for key in shapes:
+            if key.endswith("position.table") and key in state:
+                shapes[key] = (*shapes[key][:2], *state[key].shape[2:])
+    return _differences(shapes, state)
+
+
+def _differences(shapes: Mapping[str, tuple[int, ...]], state: Mapping[str, Tensor]) -> list[str]:
+    missing = [f"{key} {shape} is missing" for key, shape in shapes.items() if key not in state and COUNTER not in key]
+    unknown = [f"{key} {tuple(value.shape)} is unknown" for key, value in state.items() if key not in shapes]
+    shaped = [
+        f"{key} is {tuple(state[key].shape)}, not {shape}"
+        for key, shape in shapes.items()
+        if key in state and tuple(state[key].shape) != shape
+    ]
+    return shaped + missing + unknown
+
+
+def _told(misfits: list[str], most: int = 3) -> str:
+    more = f", and {len(misfits) - most} more" if len(misfits) > most else ""
+    return "; ".join(misfits[:most]) + more
+
+
+def _input_size(name: str, state: Mapping[str, Tensor], default: tuple[int, int]) -> tuple[int, int]:
+    """Input size in pixels that the tables of global-scope layers were made for: extent 2h - 1 for h positions."""
+    for key, shape in _shapes(name).items():
+        if key.endswith("position.table") and key in state:
+            height, width = (
+                pixels * (extent + 1) // (own + 1)
+                for pixels, extent, own in zip(default, state[key].shape[2:], shape[2:], strict=True)
+            )
+            return height, width
+    return tuple(default)  # type: ignore[return-value]
+
+
+def _cfg(name: str) -> dict[str, Any]:
+    cfg = timm.models.get_pretrained_cfg(name)
+    assert cfg is not None
+    return cfg.to_dict()
+
+
+def _dtype(value: Tensor) -> str:
+    return str(value.dtype).removeprefix("torch.")
