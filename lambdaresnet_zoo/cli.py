@@ -4,11 +4,17 @@ torch and timm are imported by the tasks, not here.
 """
 
 import argparse
+import ast
 import io
 import os
 import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from .errors import UserError
+
+if TYPE_CHECKING:
+    from .weights.conversion import Options
 
 __all__ = ["main"]
 
@@ -35,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")
     options = _parser().parse_args(arguments)
     try:
-        status = _predict(options)
+        status = options.run(options)
         sys.stdout.flush()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -55,12 +61,21 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="lambdaresnet-zoo", description="LambdaNetworks for timm.")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     tasks = parser.add_subparsers(dest="task", metavar="TASK", required=True)
-    _add_predict(tasks.add_parser("predict", help="predict the classes of images", description=_predict.__doc__))
+    for name, run, add_arguments in (
+        ("predict", _predict, _add_predict),
+        ("convert", _convert, _add_convert),
+        ("publish", _publish, _add_publish),
+    ):
+        summary = (run.__doc__ or "").splitlines()[0]
+        task = tasks.add_parser(
+            name, help=summary.rstrip(".")[0].lower() + summary.rstrip(".")[1:], description=summary
+        )
+        task.set_defaults(parser=task, run=run)
+        add_arguments(task)
     return parser
 
 
 def _add_predict(parser: argparse.ArgumentParser) -> None:
-    parser.set_defaults(parser=parser)
     add = parser.add_argument
     add("images", nargs="*", metavar="IMAGE", help="a file, a folder to search, or a quoted glob pattern")
     add("--model", default=DEFAULT_MODEL, metavar="NAME", help="name, local-dir:PATH or hf-hub:ID (%(default)s)")
@@ -92,7 +107,84 @@ def _predict(options: argparse.Namespace) -> int:
     )
 
 
+def _add_convert(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("source", metavar="SOURCE", help="a checkpoint, a folder with one, organisation/model on the Hub, or a model")
+    add("folder", type=Path, metavar="DEST", help="the folder to write")
+    add("--warm-start", action="store_true", help="SOURCE is a ResNet-RS; start the LambdaResNet that DEST is named as")
+    _add_conversion(parser)
+    add("--verify", metavar="IMAGE", help="print the five most probable classes of an image")
+    add("--report", type=Path, metavar="FILE", help="write a row for each tensor, csv")
+
+
+def _add_publish(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("source", metavar="FOLDER_OR_CHECKPOINT", help="a folder that convert wrote, or what convert takes")
+    add("repository", metavar="REPO", help="organisation/model on the Hub, created if need be")
+    add("--private", action="store_true", help="create the repository private")
+    add("--dry-run", action="store_true", help="check all, and say what would be uploaded")
+    parser.set_defaults(warm_start=False)
+    _add_conversion(parser)
+
+
+def _add_conversion(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--model", default="", metavar="NAME", help="the model that the weights are of (recognised by its tensors)")
+    add("--model-kwargs", type=_keyword, default=[], nargs="+", metavar="KEY=VALUE", help="that it was built with")
+    add("--dtype", choices=["float32", "float16", "bfloat16"], default="float32", help="of the weights (%(default)s)")
+    add("--no-ema", dest="use_ema", action="store_false", help="not the moving average that training kept")
+    add("--drop", action="append", default=[], metavar="PATTERN", help="leave keys behind, as 'aux_head.*'; repeatable")
+    add("--labels", metavar="FILE", help="names of the classes, one a line")
+    add("--license", default="", metavar="ID", help="of the weights, as the Hub spells it: apache-2.0")
+    add("--data", default="", metavar="TEXT", help="what the weights were trained on, for the card")
+    add("--recipe", default="", metavar="TEXT", help="how they were trained, for the card")
+
+
+def _convert(options: argparse.Namespace) -> int:
+    """Convert weights of any known format into a folder for timm, the Hub and transformers."""
+    from .tasks import convert
+
+    return convert.run(options.source, options.folder, _conversion(options), options.verify, options.report)
+
+
+def _publish(options: argparse.Namespace) -> int:
+    """Publish a model on the Hugging Face Hub."""
+    from .tasks import publish
+
+    return publish.run(options.source, options.repository, _conversion(options), options.private, options.dry_run)
+
+
+def _conversion(options: argparse.Namespace) -> "Options":
+    import torch
+
+    from .tasks.convert import read_labels
+    from .weights.conversion import Options
+
+    return Options(
+        model=options.model,
+        model_kwargs=dict(options.model_kwargs),
+        use_ema=options.use_ema,
+        drop=options.drop,
+        dtype=getattr(torch, options.dtype),
+        label_names=read_labels(options.labels) if options.labels else [],
+        license=options.license,
+        data=options.data,
+        recipe=options.recipe,
+        warm_start=options.warm_start,
+    )
+
+
 def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of at least 1")
     return int(text)
+
+
+def _keyword(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals or not key.isidentifier():
+        raise argparse.ArgumentTypeError(f"'{text}' is not KEY=VALUE")
+    try:
+        return key, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return key, value  # a word

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import timm
@@ -30,7 +30,7 @@ class Row:
     shape: tuple[int, ...]
 
 
-@lru_cache(maxsize=None)
+@cache
 def _shapes(name: str) -> dict[str, tuple[int, ...]]:
     model = timm.create_model(name, device="meta")
     return {key: tuple(value.shape) for key, value in model.state_dict().items()}
