@@ -66,10 +66,8 @@ def _parser() -> argparse.ArgumentParser:
         ("convert", _convert, _add_convert),
         ("publish", _publish, _add_publish),
     ):
-        summary = (run.__doc__ or "").splitlines()[0]
-        task = tasks.add_parser(
-            name, help=summary.rstrip(".")[0].lower() + summary.rstrip(".")[1:], description=summary
-        )
+        summary = (run.__doc__ or "").splitlines()[0].rstrip(".")
+        task = tasks.add_parser(name, help=summary[0].lower() + summary[1:], description=f"{summary}.")
         task.set_defaults(parser=task, run=run)
         add_arguments(task)
     return parser
@@ -164,9 +162,9 @@ def _conversion(options: argparse.Namespace) -> "Options":
         model=options.model,
         model_kwargs=dict(options.model_kwargs),
         use_ema=options.use_ema,
-        drop=options.drop,
+        drop=tuple(options.drop),
         dtype=getattr(torch, options.dtype),
-        label_names=read_labels(options.labels) if options.labels else [],
+        label_names=read_labels(options.labels) if options.labels else (),
         license=options.license,
         data=options.data,
         recipe=options.recipe,

@@ -41,7 +41,7 @@ def run(source: str, folder: Path, options: Options, verify: str | None = None, 
     return predict.run([verify], f"local-dir:{folder}") if verify else 0
 
 
-def read_labels(path: str) -> list[str]:
+def read_labels(path: str) -> tuple[str, ...]:
     """Names of classes from a text file, one a line.
 
     Raises:
@@ -53,4 +53,4 @@ def read_labels(path: str) -> list[str]:
         raise UserError(f"{path}: cannot be read as text: {error}") from error
     if not all(name.strip() for name in names) or not names:
         raise UserError(f"{path}: give the name of one class a line, and no empty lines")
-    return [name.strip() for name in names]
+    return tuple(name.strip() for name in names)

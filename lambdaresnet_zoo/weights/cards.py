@@ -71,7 +71,7 @@ class Card:
         results = [
             EvalResult(
                 task_type="image-classification",
-                dataset_type=row["dataset"],
+                dataset_type=self.datasets[0] if self.datasets else "unknown",
                 dataset_name=row["dataset"],
                 metric_type="accuracy",
                 metric_name=row["metric"],

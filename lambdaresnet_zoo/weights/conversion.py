@@ -26,6 +26,7 @@ from .warm_start import PAIRS, warm_start
 
 __all__ = ["Options", "Report", "convert"]
 
+SHOWN = 10  # of each kind, in the summary
 STATUSES = ("mapped", "folded", "filled", "initialised", "left")
 
 # Of a source's pretrained_cfg: how its weights want their images.
@@ -78,17 +79,18 @@ class Report:
     """Not so for a single layer."""
 
     def summary(self) -> str:
-        """Counts, and every tensor that did not simply come over."""
+        """Counts, and the tensors that did not simply come over."""
         entry = f", its {self.entry}" if self.entry else ""
         arguments = "".join(f", {key}={value}" for key, value in self.arguments.items())
         counts = Counter(row.status for row in self.rows)
         told = ", ".join(f"{counts[status]} {status}" for status in STATUSES if counts[status])
         lines = [f"{self.source}: {self.format}{entry}", f"model: {self.model}{arguments}", f"tensors: {told}"]
-        for row in self.rows:
-            if row.status in ("folded", "left"):
-                lines.append(f"  {row.status}: {row.source} {row.shape}: {row.key}")
-            elif row.status != "mapped":
-                lines.append(f"  {row.status}: {row.key} {row.shape}")
+        for status in STATUSES[1:]:
+            rows = [row for row in self.rows if row.status == status]
+            for row in rows[:SHOWN]:
+                lines.append(f"  {status}: {f'{row.source}, ' if row.source else ''}{row.key} {row.shape}")
+            if len(rows) > SHOWN:
+                lines.append(f"  {status}: {len(rows) - SHOWN} more; --report FILE writes a row for each")
         return "\n".join(lines)
 
     def write(self, path: Path) -> None:

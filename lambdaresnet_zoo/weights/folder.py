@@ -104,6 +104,7 @@ def save_weights(path: Path, module: nn.Module, dtype: torch.dtype) -> None:
             raise UserError(f"{key} has values beyond the range of {_name(dtype)}: choose bfloat16 or float32")
         state[key] = cast.contiguous()
     save_file(state, path, metadata={"format": "pt"})
+    path.chmod(0o666 & ~_umask())  # safetensors makes it private
 
 
 def config_json(
@@ -121,6 +122,7 @@ def config_json(
             "AutoModel": f"{Path(CODE).stem}.LambdaZooModel",
             "AutoModelForImageClassification": f"{Path(CODE).stem}.LambdaZooForImageClassification",
         },
+        "image_processor_type": "TimmWrapperImageProcessor",  # transformers finds it by the class of the config
         ROOT_KEY: {"sha256": dict(sha256)} if sha256 else {},
     }
     if label_names:

@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping
 
 import timm
+import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
@@ -18,6 +19,8 @@ __all__ = ["PAIRS", "warm_start"]
 
 PAIRS = {f"lambdaresnet{depth}": f"resnetrs{depth}" for depth in (50, 101, 152, 200, 270, 350, 420)}
 """The ResNet-RS that each LambdaResNet can start from."""
+
+SEED = 0  # the same weights from the same source
 
 RENAMES = [
     (r"^conv1\.0\.", "stem.conv1.conv."),
@@ -72,7 +75,9 @@ def warm_start(name: str, source: Mapping[str, Tensor]) -> tuple[nn.Module, list
                 f"{key} is {tuple(source[key].shape)}, not {tuple(value.shape)}"
             )
     head = source.get("fc.weight")
-    model = timm.create_model(name, num_classes=0 if head is None else head.shape[0])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SEED)
+        model = timm.create_model(name, num_classes=0 if head is None else head.shape[0])
     own = model.state_dict()
     rows, state = [], {}
     for key, value in source.items():
