@@ -12,7 +12,8 @@ Differences from the paper
     - The paper does not say along which axis keys are L2-normalised: over the context, as its
       softmax is. Nor how queries are: over the query depth.
     - The paper does not say how its 3x3 average pool pads: by 1, padding not counted.
-    - Two extensions for public weights: biases, and the 2x2 average pool of timm's lambda nets.
+    - Extensions for public weights: biases (timm's and d-li14's), batch-normalised keys (leaderj1001's),
+      the 2x2 average pool of timm's lambda nets, and the padded and counted 3x3 one of the other two.
 """
 
 import torch
@@ -26,7 +27,7 @@ from .reference import KEY_NORMS
 __all__ = ["LambdaLayer", "RelativePosition"]
 
 QUERY_NORMS = ("none", "softmax", "l2")
-POOLS = ("avg3", "avg2")
+POOLS = ("avg3", "avg3_counted", "avg2")
 
 
 class RelativePosition(nn.Module):
@@ -94,8 +95,10 @@ class LambdaLayer(nn.Module):
         query_norm: ``none``, ``softmax`` or ``l2``, over the query depth.
         norm_q: batch-normalise the queries.
         norm_v: batch-normalise the values.
-        pool: of stride 2: ``avg3`` is 3x3, the paper's; ``avg2`` is 2x2, which timm's weights were
-            trained with. Both accept odd sizes and do not count padding.
+        norm_k: batch-normalise the keys, before ``key_norm``.
+        pool: of stride 2: ``avg3`` is 3x3, the paper's; ``avg3_counted`` is that with its padding
+            counted as zeros, and ``avg2`` is 2x2, for public weights that were trained so. All accept
+            odd sizes; the two others do not count padding.
         qkv_bias: bias on the projection.
         position_bias: bias on the position lambdas.
         order: ``auto``, or the contraction order to force (see ``layers.contraction``).
@@ -120,6 +123,7 @@ class LambdaLayer(nn.Module):
         query_norm: str = "none",
         norm_q: bool = True,
         norm_v: bool = True,
+        norm_k: bool = False,
         pool: str = "avg3",
         qkv_bias: bool = False,
         position_bias: bool = False,
@@ -144,6 +148,8 @@ class LambdaLayer(nn.Module):
             raise ValueError(f"stride must be 1 or 2, got {stride}")
         if not (content or position):
             raise ValueError("content=False and position=False leave nothing to compute")
+        if norm_k and not content:
+            raise ValueError("norm_k=True needs content=True")
         if scope is not None and (scope < 1 or scope % 2 == 0):
             raise ValueError(f"scope must be odd and positive, or None for a global one, got {scope}")
         _one_of("key_norm", key_norm, KEY_NORMS)
@@ -168,6 +174,7 @@ class LambdaLayer(nn.Module):
         self.split_dims = dims
         self.qkv = nn.Conv2d(dim, sum(dims), kernel_size=1, bias=qkv_bias, device=device, dtype=dtype)
         self.norm_q = nn.BatchNorm2d(dims[0], device=device, dtype=dtype) if norm_q else nn.Identity()
+        self.norm_k = nn.BatchNorm2d(dims[1], device=device, dtype=dtype) if norm_k else nn.Identity()
         self.norm_v = nn.BatchNorm2d(dims[2], device=device, dtype=dtype) if norm_v else nn.Identity()
 
         self.position: RelativePosition | None = None
@@ -186,10 +193,10 @@ class LambdaLayer(nn.Module):
         self.shares_position = False
 
         self.pool: nn.Module = nn.Identity()
-        if stride == 2 and pool == "avg3":
-            self.pool = nn.AvgPool2d(3, stride=2, padding=1, count_include_pad=False)
-        elif stride == 2:
+        if stride == 2 and pool == "avg2":
             self.pool = CeilAvgPool2d()
+        elif stride == 2:
+            self.pool = nn.AvgPool2d(3, stride=2, padding=1, count_include_pad=pool == "avg3_counted")
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -203,7 +210,7 @@ class LambdaLayer(nn.Module):
             nn.init.normal_(self.qkv.weight[q + k :], std=std)
         if self.qkv.bias is not None:
             nn.init.zeros_(self.qkv.bias)
-        for norm in (self.norm_q, self.norm_v):
+        for norm in (self.norm_q, self.norm_k, self.norm_v):
             if isinstance(norm, nn.BatchNorm2d):
                 norm.reset_parameters()
         if self.position is not None and not self.shares_position:
@@ -250,6 +257,7 @@ class LambdaLayer(nn.Module):
         """[B, dim, h, w] -> [B, dim_out, h', w']; a global-scope layer accepts its own size alone."""
         queries, keys, values = self.qkv(x).split(self.split_dims, dim=1)
         queries = self.norm_q(queries)
+        keys = self.norm_k(keys)
         values = self.norm_v(values)
         out = lambda_grid(
             queries,
@@ -313,7 +321,8 @@ def lambda_grid(
         queries = precise.to(queries.dtype)
     out: Tensor | None = None
     if keys.shape[1] > 0:
-        lambdas = content_lambda(keys.reshape(batch, query_depth, intra_depth, n), values, key_norm)
+        keys = keys.reshape(-1).reshape(batch, query_depth, intra_depth, n)
+        lambdas = content_lambda(keys, values, key_norm)
         out = lambdas.to(queries.dtype).transpose(1, 2).unsqueeze(1) @ queries  # [B, H, V, N]
     if table is not None:
         position = position_output(queries, values, table, height, width, order)

@@ -120,7 +120,7 @@ class LambdaResNet(ByobNet):
         """Global-scope layers, each with the reduction of its input."""
         layers = []
         reductions = {info["stage"]: info["reduction"] for info in self.feature_info}
-        before = self.stem.stride
+        before = getattr(self.stem, "stride", 2)  # a stem of one convolution does not say, and halves
         for index, blocks in enumerate(self.stages, start=1):
             for position, block in enumerate(blocks):
                 layer = getattr(block, "self_attn", None)

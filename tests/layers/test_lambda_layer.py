@@ -11,6 +11,7 @@ from torch import nn
 
 from lambdaresnet_zoo.layers import LambdaLayer, lambda_reference
 from lambdaresnet_zoo.layers.contraction import ORDERS, choose_order, content_lambda
+from lambdaresnet_zoo.layers.lambda_layer import POOLS
 
 
 def oracle(layer: LambdaLayer, x: torch.Tensor) -> torch.Tensor:
@@ -25,10 +26,11 @@ def oracle(layer: LambdaLayer, x: torch.Tensor) -> torch.Tensor:
         queries = queries.softmax(-1)
     elif layer.query_norm == "l2":
         queries = queries / queries.norm(dim=-1, keepdim=True)
-    values = layer.norm_v(values)
+    keys, values = layer.norm_k(keys), layer.norm_v(values)
     # torch's batch norm has wrong gradients for a batch of one if its incoming gradient is transposed.
-    queries_map.register_hook(torch.Tensor.contiguous)
-    values.register_hook(torch.Tensor.contiguous)
+    for projected in (queries_map, keys, values):
+        if projected.numel():  # without content there are no keys
+            projected.register_hook(torch.Tensor.contiguous)
     values = values.reshape(batch, v, u, n).permute(0, 3, 1, 2)
     keys = keys.reshape(batch, k, u, n).permute(0, 3, 1, 2) if keys.shape[1] else None
     embeddings = None
@@ -83,12 +85,15 @@ OPTIONS = [
     {"norm_q": False},
     {"norm_v": False},
     {"norm_q": False, "norm_v": False, "qkv_bias": True},
+    {"norm_k": True},
+    {"norm_k": True, "norm_v": False, "key_norm": "none", "intra_depth": 2},
     {"position_bias": True},
     {"position_bias": True, "scope": None, "content": False},
     {"num_heads": 1},
     {"num_heads": 6},
     {"stride": 2},
     {"stride": 2, "pool": "avg2"},
+    {"stride": 2, "pool": "avg3_counted"},
 ]
 
 
@@ -113,7 +118,10 @@ def test_scopes_widths_and_batches_are_the_reference(scope, dims, batch):
 
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("batch", [1, 2])
-@pytest.mark.parametrize("options", [{}, {"intra_depth": 2}, {"scope": None}, {"stride": 2, "position_bias": True}])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"intra_depth": 2}, {"scope": None}, {"stride": 2, "position_bias": True}, {"norm_k": True}],
+)
 def test_gradcheck(order, options, batch):
     torch.manual_seed(0)
     layer = LambdaLayer(
@@ -158,7 +166,7 @@ def test_content_lambda_is_permutation_invariant():
 
 @pytest.mark.parametrize("size", [(8, 8), (7, 9), (1, 1), (10, 3)])
 def test_strides_round_up(size):
-    for pool in ("avg3", "avg2"):
+    for pool in POOLS:
         out = LambdaLayer(8, stride=2, pool=pool).eval()(torch.randn(1, 8, *size))
         assert out.shape[2:] == (-(-size[0] // 2), -(-size[1] // 2))
 
@@ -166,8 +174,11 @@ def test_strides_round_up(size):
 def test_pools_average_what_is_there():
     x = torch.arange(15.0).reshape(1, 1, 3, 5)
     three = LambdaLayer(1, stride=2, num_heads=1).pool(x)
+    counted = LambdaLayer(1, stride=2, num_heads=1, pool="avg3_counted").pool(x)
     two = LambdaLayer(1, stride=2, num_heads=1, pool="avg2").pool(x)
     assert three[0, 0].tolist() == [[3.0, 4.5, 6.0], [8.0, 9.5, 11.0]]  # corners of 4, edges of 6 pixels
+    ninths = torch.tensor([[12.0, 27, 24], [32, 57, 44]])  # the sums of the same pixels, over nine each time
+    torch.testing.assert_close(counted[0, 0], ninths / 9)
     assert two[0, 0].tolist() == [[3.0, 5.0, 6.5], [10.5, 12.5, 14.0]]
     even = torch.randn(2, 3, 6, 8)
     assert torch.equal(LambdaLayer(1, stride=2, num_heads=1, pool="avg2").pool(even), nn.AvgPool2d(2, 2)(even))
@@ -230,9 +241,10 @@ def test_half_precision_modules_run_and_train(dtype):
         ({"stride": 3}, "stride must be 1 or 2, got 3"),
         ({"content": False, "position": False}, "content=False and position=False"),
         ({"position": False, "position_bias": True}, "position_bias=True needs position=True"),
+        ({"content": False, "norm_k": True}, "norm_k=True needs content=True"),
         ({"key_norm": "l1"}, "key_norm must be one of softmax, l2, none, got 'l1'"),
         ({"query_norm": "l1"}, "query_norm must be one of none, softmax, l2, got 'l1'"),
-        ({"pool": "max"}, "pool must be one of avg3, avg2, got 'max'"),
+        ({"pool": "max"}, "pool must be one of avg3, avg3_counted, avg2, got 'max'"),
         ({"order": "fft"}, "order must be one of auto, lambda, query, convolution, got 'fft'"),
     ],
 )
@@ -255,6 +267,9 @@ def test_state_dict_keys_are_frozen():
     shapes = {key: tuple(value.shape) for key, value in layer.state_dict().items()}
     assert shapes["qkv.weight"] == (4 * 16 + 16 * 2 + 3 * 2, 8, 1, 1)
     assert shapes["position.table"] == (16, 2, 5, 7)
+    normed = LambdaLayer(8, intra_depth=2, norm_k=True).state_dict()
+    assert [key for key in normed if key.startswith("norm_k")] == [f"norm_k.{key}" for key in norm]
+    assert normed["norm_k.weight"].shape == (16 * 2,)
 
 
 def test_initialisation_is_the_papers():
@@ -378,6 +393,7 @@ def saved_and_loaded(script):
         {"content": False},
         {"stride": 2, "query_norm": "l2"},
         {"stride": 2, "pool": "avg2", "query_norm": "softmax"},
+        {"stride": 2, "pool": "avg3_counted", "norm_k": True},
     ],
 )
 def test_exports_scripts_and_traces(options):

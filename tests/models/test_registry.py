@@ -35,6 +35,9 @@ MILLIONS = {
     "lambdaresnet26rpt_256": 10.99,
     "lambdaresnet50ts": 21.54,
     "lambda_mobilenetv2_100": 3.21,
+    "lambdaresnet50_dli14": 14.995,
+    "lambdaresnet152_leaderj1001": 32.80,
+    "lambdaresnet200_leaderj1001": 35.29,
 }
 """As published, or computed from the paper's architecture where it prints none."""
 
@@ -47,6 +50,8 @@ OTHERS = {
     "lambdaresnet32px",
     "lambdaresnet32px_conv",
     "test_lambdaresnet",
+    *(f"lambdaresnet{depth}_dli14" for depth in (26, 38, 101, 152)),
+    *(f"lambdaresnet{depth}_leaderj1001" for depth in (18, 50, 270, 350, 420)),
 }
 
 
