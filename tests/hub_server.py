@@ -61,6 +61,7 @@ class Fault:
     match: str
     method: str
     times: float
+    code: str = ""
 
 
 class Hub:
@@ -114,9 +115,11 @@ class Hub:
         repo = self.repos[repo_id]
         return dict(repo.commits[repo.find(revision) or revision])
 
-    def fail(self, status: int = 500, match: str = "", method: str = "", times: float = float("inf")) -> None:
-        """Answer with an error status."""
-        self.faults.append(Fault("fail", status, match, method, times))
+    def fail(
+        self, status: int = 500, match: str = "", method: str = "", times: float = float("inf"), code: str = ""
+    ) -> None:
+        """Answer with an error status, and a code in X-Error-Code."""
+        self.faults.append(Fault("fail", status, match, method, times, code))
 
     def cut(self, after: int, match: str = "/resolve/", times: float = float("inf")) -> None:
         """Close the connection after so many bytes of a body, counted in each answer."""
@@ -240,7 +243,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.fault = self.hub._fault(self.command, path)
         try:
             if self.fault is not None and self.fault.kind == "fail":
-                raise _Refused(self.fault.value)
+                raise _Refused(self.fault.value, self.fault.code)
             for method, pattern, name in _ROUTES:
                 match = re.fullmatch(pattern, path)
                 if match and method == ("GET" if self.command == "HEAD" else self.command):
