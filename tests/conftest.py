@@ -1,19 +1,66 @@
 import os
+import shutil
+import sys
+import tempfile
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import timm
-import torch
-from PIL import Image
-from safetensors.torch import save_file
+from hub_server import Hub
 
-import lambdaresnet_zoo  # noqa: F401  registers the models
+# huggingface_hub reads its settings once, as it is imported: nothing in this process, nor in those it
+# starts, asks any other hub than this one.
+assert "huggingface_hub" not in sys.modules
+HUB = Hub()
+HOME = tempfile.mkdtemp(prefix="hub-")
+for name in [name for name in os.environ if name.startswith(("HF_", "HUGGING_FACE_", "HUGGINGFACE_"))]:
+    del os.environ[name]
+os.environ.update(
+    HF_ENDPOINT=HUB.url,
+    HF_HOME=HOME,
+    HF_HUB_DISABLE_XET="1",
+    HF_HUB_DISABLE_TELEMETRY="1",
+    HF_HUB_DISABLE_UPDATE_CHECK="1",
+    NO_PROXY="127.0.0.1",
+)
+
+import huggingface_hub  # noqa: E402
+import timm  # noqa: E402
+import torch  # noqa: E402
+from PIL import Image  # noqa: E402
+from safetensors.torch import save_file  # noqa: E402
+
+import lambdaresnet_zoo  # noqa: E402, F401  registers the models
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)  # the workers are the parallelism
 
 CLASSES = 7
+
+
+def pytest_unconfigure():
+    HUB.close()
+    shutil.rmtree(HOME, ignore_errors=True)
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """The hub of this process, empty, with a cache of this test's own and without waiting before retries.
+
+    See hub_server.Hub for what it can be told. ``hub.cache`` is the cache, ``hub.environment`` what a
+    process must be given to use both.
+    """
+    HUB.reset()
+    HUB.cache = tmp_path / "hub-cache"
+    HUB.environment = {"HF_ENDPOINT": HUB.url, "HF_HUB_CACHE": str(HUB.cache)}
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(HUB.cache))
+    at_once = SimpleNamespace(**{**vars(time), "sleep": lambda seconds: None})
+    monkeypatch.setattr(huggingface_hub.utils._http, "time", at_once)
+    monkeypatch.setattr(huggingface_hub.file_download, "time", at_once)
+    yield HUB
+    HUB.mend()
 
 
 @pytest.fixture(scope="session")

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from ..layers import LambdaLayer
 from .network import pretrained_cfg
+from .pretrained import check_weights
 
 _ARCHITECTURE = [
     ["ds_r1_k3_s1_c16"],
@@ -104,6 +105,8 @@ default_cfgs = generate_default_cfgs(
 @register_model
 def lambda_mobilenetv2_100(pretrained: bool = False, **kwargs: Any) -> LambdaMobileNetV2:
     """MobileNetV2 with two lightweight lambda blocks."""
+    if pretrained:
+        check_weights("lambda_mobilenetv2_100", **kwargs)
     return build_model_with_cfg(
         LambdaMobileNetV2,
         "lambda_mobilenetv2_100",

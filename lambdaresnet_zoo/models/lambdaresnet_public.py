@@ -3,6 +3,7 @@
 Architectures of timm's `lambda_resnet26t`, `lambda_resnet26rpt_256` and `lambda_resnet50ts`
 (R. Wightman, pytorch-image-models, Apache-2.0), after LambdaNetworks (I. Bello, ICLR 2021,
 https://arxiv.org/abs/2102.08602). Equal weights give equal outputs; `from_timm` renames a state dict.
+The weights are those of timm's own repositories on the Hugging Face Hub, renamed as they are loaded.
 
 Differences from the paper
     - Hybrids of timm's own: a tiered stem of 24, 32 and 64 channels and a max-pool, 1x1 shortcuts,
@@ -52,9 +53,11 @@ NETWORKS: dict[str, LambdaModelCfg] = {
 
 default_cfgs = generate_default_cfgs(
     {
-        "lambdaresnet26t": pretrained_cfg(256, crop_pct=0.94),
-        "lambdaresnet26rpt_256": pretrained_cfg(256, crop_pct=0.94, fixed_input_size=True),
-        "lambdaresnet50ts": pretrained_cfg(256, crop_pct=0.95),
+        "lambdaresnet26t.c1_in1k": pretrained_cfg(256, crop_pct=0.94, hf_hub_id="timm/lambda_resnet26t.c1_in1k"),
+        "lambdaresnet26rpt_256.c1_in1k": pretrained_cfg(
+            256, crop_pct=0.94, fixed_input_size=True, hf_hub_id="timm/lambda_resnet26rpt_256.c1_in1k"
+        ),
+        "lambdaresnet50ts.a1h_in1k": pretrained_cfg(256, crop_pct=0.95, hf_hub_id="timm/lambda_resnet50ts.a1h_in1k"),
     }
 )
 
@@ -63,7 +66,8 @@ def from_timm(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
     """A state dict of timm's three lambda nets, under this package's names.
 
     The local convolution's kernel [K, 1, r, r, 1] and the global embeddings [2h-1, 2w-1, K] both
-    become the relative table [K, 1, Rh, Rw]. Other tensors pass unchanged.
+    become the relative table [K, 1, Rh, Rw]. Other tensors pass unchanged, and so does a state dict
+    under this package's names.
     """
     renamed = {}
     for key, value in state_dict.items():
@@ -77,20 +81,24 @@ def from_timm(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
+def _create(variant: str, pretrained: bool, **kwargs: Any) -> LambdaResNet:
+    return create_network(variant, NETWORKS[variant], pretrained, rename=from_timm, **kwargs)
+
+
 @register_model
 def lambdaresnet26t(pretrained: bool = False, **kwargs: Any) -> LambdaResNet:
     """The Lambda-ResNet-26-T of timm: local scope 9 in c4 and c5."""
-    return create_network("lambdaresnet26t", NETWORKS["lambdaresnet26t"], pretrained, **kwargs)
+    return _create("lambdaresnet26t", pretrained, **kwargs)
 
 
 @register_model
 def lambdaresnet26rpt_256(pretrained: bool = False, **kwargs: Any) -> LambdaResNet:
     """The Lambda-ResNet-26-RP-T of timm: global relative embeddings in c4 and c5, for 256 pixels."""
     kwargs.setdefault("img_size", 256)
-    return create_network("lambdaresnet26rpt_256", NETWORKS["lambdaresnet26rpt_256"], pretrained, **kwargs)
+    return _create("lambdaresnet26rpt_256", pretrained, **kwargs)
 
 
 @register_model
 def lambdaresnet50ts(pretrained: bool = False, **kwargs: Any) -> LambdaResNet:
     """The Lambda-ResNet-50-TS of timm: SiLU, local scope 9 in c3, c4 and c5."""
-    return create_network("lambdaresnet50ts", NETWORKS["lambdaresnet50ts"], pretrained, **kwargs)
+    return _create("lambdaresnet50ts", pretrained, **kwargs)

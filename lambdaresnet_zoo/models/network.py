@@ -5,20 +5,20 @@ convolution or a lambda layer. timm's `self_attn` block is that bottleneck for a
 lambda, batch norm, activation, which is where the public ports put them too (open in the paper).
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import register_notrace_function, to_2tuple
-from timm.models import build_model_with_cfg, resolve_pretrained_cfg
+from timm.models import build_model_with_cfg
 from timm.models._input import update_model_input_size  # no public name; timm's own set_input_size calls it
 from timm.models.byobnet import ByoBlockCfg, ByobNet, ByoModelCfg, DownsampleAvg
-from torch import nn
+from torch import Tensor, nn
 
 from ..layers import CeilAvgPool2d, LambdaLayer
 from ..layers.lambda_layer import lambda_grid
-from ..weights.shipped import verify_shipped
+from .pretrained import check_weights, resample_tables
 
 __all__ = ["LambdaModelCfg", "LambdaResNet", "create_network", "lambda_layers", "pretrained_cfg", "stage"]
 
@@ -166,15 +166,36 @@ def pretrained_cfg(size: int, **overrides: Any) -> dict[str, Any]:
     } | overrides
 
 
-def create_network(variant: str, cfg: LambdaModelCfg, pretrained: bool = False, **kwargs: Any) -> LambdaResNet:
+def create_network(
+    variant: str,
+    cfg: LambdaModelCfg,
+    pretrained: bool = False,
+    rename: Callable[[dict[str, Tensor]], dict[str, Tensor]] = dict,
+    **kwargs: Any,
+) -> LambdaResNet:
     """Build a LambdaResNet by timm's conventions: weights, features_only, overrides.
 
+    Args:
+        variant: its name.
+        cfg: the network as data.
+        pretrained: load weights.
+        rename: puts a state dict of other names under ours, and one under ours unchanged.
+        **kwargs: as timm's ``create_model``.
+
     Raises:
-        RuntimeError: ``pretrained`` for a model without weights, or shipped weights that are damaged.
+        RuntimeError: ``pretrained``, and there are no weights, they cannot be had, or they are damaged.
     """
     if pretrained:
-        source = resolve_pretrained_cfg(variant, kwargs.get("pretrained_cfg"), kwargs.get("pretrained_cfg_overlay"))
-        verify_shipped(source.file)
+        check_weights(variant, **kwargs)
     # One level from the stem and one from each stage; timm's default is five, whatever there is.
     feature_cfg = {"flatten_sequential": True, "out_indices": tuple(range(len(cfg.blocks) + 1))}
-    return build_model_with_cfg(LambdaResNet, variant, pretrained, model_cfg=cfg, feature_cfg=feature_cfg, **kwargs)
+    return build_model_with_cfg(
+        LambdaResNet,
+        variant,
+        pretrained,
+        model_cfg=cfg,
+        feature_cfg=feature_cfg,
+        # Two arguments, neither optional: timm answers a TypeError by calling with one, which then fails too.
+        pretrained_filter_fn=lambda state_dict, model: resample_tables(rename(state_dict), model),
+        **kwargs,
+    )

@@ -12,10 +12,12 @@ from torch import Tensor, nn
 
 from ..errors import UserError, first_line
 from ..registry import list_models
+from ..weights import hub
 
 __all__ = ["label_names", "load_model"]
 
-SOURCES = ("hf-hub:", "hf_hub:", "local-dir:")  # timm's own prefixes, for weights of one's own
+HUB_SOURCES = ("hf-hub:", "hf_hub:")
+SOURCES = (*HUB_SOURCES, "local-dir:")  # timm's own prefixes, for weights of one's own
 
 
 def load_model(name: str, checkpoint: str | Path | None = None, device: str | torch.device = "cpu") -> nn.Module:
@@ -39,9 +41,10 @@ def load_model(name: str, checkpoint: str | Path | None = None, device: str | to
     _check_name(name, needs_weights=checkpoint is None)
     state = None if checkpoint is None else _read(checkpoint)
     try:
-        model: Any = timm.create_model(name, pretrained=state is None)
+        with hub.quiet():
+            model: Any = timm.create_model(name, pretrained=state is None)
     except Exception as error:  # a folder's or the hub's content, the network: anything
-        raise UserError(f"model '{name}' cannot be loaded: {first_line(error)}") from error
+        raise UserError(f"model '{name}' cannot be loaded: {_reason(name, error)}") from error
     if state is not None:
         _fill(model, state, f"{checkpoint}: does not fit {name}")
     channels = resolve_model_data_config(model)["input_size"][0]
@@ -67,6 +70,14 @@ def label_names(model: nn.Module) -> list[str]:
     if classes == 1000:
         return ImageNetInfo().label_descriptions()
     return [str(index) for index in range(classes)]
+
+
+def _reason(name: str, error: Exception) -> str:
+    """Of a model on the Hub, timm fetches the config itself: that error has not been translated."""
+    if not name.startswith(HUB_SOURCES):
+        return first_line(error)
+    repo_id, _, revision = name.split(":", 1)[1].partition("@")
+    return hub.problem(error, repo_id, revision)
 
 
 def _usable(device: str | torch.device) -> torch.device:

@@ -39,9 +39,13 @@ def verify_shipped(file: str | None) -> None:
         )
 
 
-def digest(path: Path) -> str:
-    """The sha256 of a file, in hexadecimal."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def digest(path: Path, start: "hashlib._Hash | None" = None) -> str:
+    """The digest of a file, in hexadecimal: sha256, or that of a hash that has been begun."""
+    state = hashlib.sha256() if start is None else start
+    with open(path, "rb") as stream:
+        while chunk := stream.read(1 << 20):
+            state.update(chunk)
+    return state.hexdigest()
 
 
 def write_digests() -> None:

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.export import Dim
 
+import lambdaresnet_zoo
 from lambdaresnet_zoo.models import lambdaresnet, lambdaresnet_public, lambdaresnet_small, lambdaresnet_study
 from lambdaresnet_zoo.models.network import lambda_layers
 
@@ -163,9 +164,45 @@ def test_saves_and_loads_as_timm_does(tmp_path):
     assert torch.equal(again(x), model(x))
 
 
-def test_a_model_without_weights_says_so():
-    with pytest.raises(RuntimeError, match="No pretrained weights exist"):
-        timm.create_model("lambdaresnet50", pretrained=True)
+class TestWithoutPublicWeights:
+    @pytest.mark.parametrize(
+        ("name", "parts"),
+        [
+            (
+                "lambdaresnet50",
+                ["--warm-start timm/resnetrs50.tf_in1k lambdaresnet50", "['lambdaresnet50', size], size 128 or 160"],
+            ),
+            ("lambdaresnet200", ["--warm-start timm/resnetrs200.tf_in1k lambdaresnet200"]),
+            ("lambdaresnet50_llll", []),
+            ("lambda_mobilenetv2_100", []),
+        ],
+    )
+    def test_says_so_and_what_there_is(self, name, parts):
+        with pytest.raises(RuntimeError) as caught:
+            timm.create_model(name, pretrained=True)
+        message = str(caught.value)
+        assert message.startswith(f"{name} has no public weights; models that have: ")
+        assert "\n" not in message
+        with_weights = lambdaresnet_zoo.list_models(pretrained=True)
+        assert with_weights and ", ".join(with_weights) in message
+        assert all(part in message for part in parts)
+        assert ("--warm-start" in message, "RECIPES" in message) == (
+            name in ("lambdaresnet50", "lambdaresnet200"),
+            name == "lambdaresnet50",
+        )
+
+    @pytest.mark.parametrize("name", ["test_lambdaresnet", "lambda_mobilenetv2_100"])
+    def test_loads_those_of_a_source_that_is_given(self, name, tmp_path, hub):
+        saved = create(name, seed=1)
+        timm.models.save_for_hf(saved, tmp_path / "folder", safe_serialization=True)
+        file = tmp_path / "folder" / "model.safetensors"
+        hub.add("me/model", {path.name: path for path in (tmp_path / "folder").iterdir()})
+        overlays = [{"file": str(file)}, {"state_dict": saved.state_dict()}, {"hf_hub_id": "me/model"}]
+        models = [create(name, pretrained=True, pretrained_cfg_overlay=overlay) for overlay in overlays]
+        models.append(create(f"local-dir:{tmp_path / 'folder'}", pretrained=True))
+        models.append(create("hf-hub:me/model", pretrained=True))
+        for model in models:
+            assert all(torch.equal(value, saved.state_dict()[key]) for key, value in model.state_dict().items())
 
 
 class TestGlobalScope:

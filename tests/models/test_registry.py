@@ -65,7 +65,12 @@ def test_lists_its_own_models_and_no_others():
 
 
 def test_lists_those_with_weights():
-    assert lambdaresnet_zoo.list_models(pretrained=True) == ["lambdaresnet32px"]
+    assert lambdaresnet_zoo.list_models(pretrained=True) == [
+        "lambdaresnet26rpt_256",
+        "lambdaresnet26t",
+        "lambdaresnet32px",
+        "lambdaresnet50ts",
+    ]
 
 
 @pytest.mark.parametrize("name", MILLIONS)

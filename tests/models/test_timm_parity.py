@@ -3,33 +3,18 @@
 import pytest
 import timm
 import torch
-from torch import nn
+from models.timm_models import PAIRS, perturbed
 
 from lambdaresnet_zoo.models.lambdaresnet_public import from_timm
-
-PAIRS = {
-    "lambdaresnet26t": "lambda_resnet26t",
-    "lambdaresnet26rpt_256": "lambda_resnet26rpt_256",
-    "lambdaresnet50ts": "lambda_resnet50ts",
-}
 
 
 @pytest.fixture(params=PAIRS, scope="module")
 def pair(request):
-    """Ours and timm's, every parameter and statistic away from its initial zero or one."""
-    torch.manual_seed(0)
-    theirs = timm.create_model(PAIRS[request.param])
-    for module in theirs.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.weight, 0.5, 1.0)
-            nn.init.normal_(module.bias, std=0.1)
-            nn.init.normal_(module.running_mean, std=0.1)
-            nn.init.uniform_(module.running_var, 0.5, 2.0)
-        elif isinstance(module, nn.Conv3d):
-            nn.init.normal_(module.bias)
+    """Ours and timm's."""
+    theirs = perturbed(request.param)
     ours = timm.create_model(request.param)
     ours.load_state_dict(from_timm(theirs.state_dict()), strict=True)
-    return ours.eval(), theirs.eval()
+    return ours.eval(), theirs
 
 
 def test_outputs_are_equal(pair):
