@@ -151,9 +151,10 @@ def test_checkpoint_problems(run, draw, tmp_path, checkpoint):
     path = draw("a.png")
     own = ("--model", "test_lambdaresnet", "--checkpoint")
     one_line(run(path, own=(*own, str(tmp_path / "no.pth"))), "no.pth", "no such file")
-    one_line(run(path, own=(*own, str(path))), "a.png", "not a checkpoint")
-    one_line(run(path, own=(*own, str(tmp_path))), "no such file")
-    one_line(run(path, own=("--model", "lambdaresnet32px", "--checkpoint", str(checkpoint))), "does not fit")
+    one_line(run(path, own=(*own, str(path))), "a.png", "neither")
+    one_line(run(path, own=(*own, str(tmp_path))), "is a folder")
+    one_line(run(path, own=("--model", "lambdaresnet32px", "--checkpoint", str(checkpoint))), "do not fit", "--model")
+    one_line(run(path, own=("--model", "local-dir:x", "--checkpoint", str(checkpoint))), "own weights")
 
 
 @pytest.mark.parametrize("device", ["warp", "cuda:99", "meta", "cuda:x"])

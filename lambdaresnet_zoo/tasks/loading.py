@@ -7,12 +7,15 @@ from typing import Any
 import timm
 import torch
 from timm.data import ImageNetInfo, resolve_model_data_config
-from timm.models import is_model_pretrained, load_state_dict
-from torch import Tensor, nn
+from timm.models import is_model_pretrained
+from torch import nn
 
 from ..errors import UserError, first_line
 from ..registry import list_models
 from ..weights import hub
+from ..weights.formats import translate
+from ..weights.matching import fill, model_arguments
+from ..weights.reading import check_values, read_checkpoint
 
 __all__ = ["label_names", "load_model"]
 
@@ -26,9 +29,9 @@ def load_model(name: str, checkpoint: str | Path | None = None, device: str | to
     Args:
         name: a model of this package, with or without a tag, or timm's ``local-dir:/path`` or
             ``hf-hub:organisation/model``.
-        checkpoint: weights to use instead of the model's own: .safetensors, or a state_dict saved
-            by torch, alone or where timm's training writes it. It is read without running code
-            from it. The number of classes is that of its classifier.
+        checkpoint: weights to use instead of the model's own, in any format that
+            ``lambdaresnet-zoo convert`` knows; it is read without running code from it. The number of
+            classes is that of its classifier.
         device: as torch names it.
 
     Returns:
@@ -39,20 +42,34 @@ def load_model(name: str, checkpoint: str | Path | None = None, device: str | to
     """
     device = _usable(device)
     _check_name(name, needs_weights=checkpoint is None)
-    state = None if checkpoint is None else _read(checkpoint)
-    try:
-        with hub.quiet():
-            model: Any = timm.create_model(name, pretrained=state is None)
-    except Exception as error:  # a folder's or the hub's content, the network: anything
-        raise UserError(f"model '{name}' cannot be loaded: {_reason(name, error)}") from error
-    if state is not None:
-        _fill(model, state, f"{checkpoint}: does not fit {name}")
+    model: Any = _pretrained(name) if checkpoint is None else _from_checkpoint(name, checkpoint)
     channels = resolve_model_data_config(model)["input_size"][0]
     if channels != 3 or model.num_classes < 1:
         raise UserError(
             f"model '{name}' has {channels} input channels and {model.num_classes} classes; use one for RGB"
         )
     return model.eval().to(device)
+
+
+def _pretrained(name: str) -> nn.Module:
+    try:
+        with hub.quiet():
+            return timm.create_model(name, pretrained=True)
+    except Exception as error:  # a folder's or the hub's content, the network: anything
+        raise UserError(f"model '{name}' cannot be loaded: {_reason(name, error)}") from error
+
+
+def _from_checkpoint(name: str, checkpoint: str | Path) -> nn.Module:
+    if name.startswith(SOURCES):
+        raise UserError(f"'{name}' has its own weights: with --checkpoint, name a model of this package")
+    state = read_checkpoint(checkpoint).state
+    check_values(checkpoint, state)
+    try:
+        translation = translate(state)
+        model, _ = fill(name, translation.state, translation.sources, model_arguments(name, translation.state))
+    except UserError as error:
+        raise UserError(f"{checkpoint}: {error}") from error
+    return model
 
 
 def label_names(model: nn.Module) -> list[str]:
@@ -104,36 +121,3 @@ def _check_name(name: str, needs_weights: bool) -> None:
             f"model '{name}' has no public weights; models that have: {with_weights}; "
             "or give weights of your own with --checkpoint FILE"
         )
-
-
-def _read(checkpoint: str | Path) -> dict[str, Tensor]:
-    """The state_dict in a file, by a loader that builds tensors and plain containers only."""
-    if not Path(checkpoint).is_file():
-        raise UserError(f"{checkpoint}: no such file; --checkpoint takes a .safetensors or torch file")
-    try:
-        state = load_state_dict(str(checkpoint), weights_only=True)
-    except Exception as error:  # torch and safetensors raise a dozen kinds on what is not theirs
-        raise UserError(
-            f"{checkpoint}: not a checkpoint that can be read safely; "
-            "give a .safetensors file, or a state_dict written by torch.save"
-        ) from error
-    if not state or not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()):
-        raise UserError(f"{checkpoint}: holds no state_dict; give a file that maps names to tensors")
-    return state
-
-
-def _fill(model: Any, state: dict[str, Tensor], problem: str) -> None:
-    """Load a state_dict, every key of it, after giving the model as many classes as it has."""
-    head = state.get(f"{model.pretrained_cfg.get('classifier')}.weight")
-    if head is not None and head.ndim > 1 and len(head) not in (0, model.num_classes):
-        model.reset_classifier(len(head))
-    own = model.state_dict()
-    differences = {
-        "missing": own.keys() - state.keys(),
-        "unknown": state.keys() - own.keys(),
-        "of another shape": {key for key in own.keys() & state.keys() if own[key].shape != state[key].shape},
-    }
-    if any(differences.values()):
-        counts = [f"{len(keys)} {kind} ({sorted(keys)[0]})" for kind, keys in differences.items() if keys]
-        raise UserError(f"{problem}: of its weights {', '.join(counts)}; name its model with --model")
-    model.load_state_dict(state)

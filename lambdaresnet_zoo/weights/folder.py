@@ -159,12 +159,12 @@ def check_folder(folder: Path) -> str:
         raise UserError(f"{folder / WEIGHTS} is not the file that was converted: its sha256 is {found}, not {known}")
     card = (folder / CARD).read_text()
     try:
-        stated = ModelCard(card).data
+        stated = ModelCard(card).data.to_dict()
     except Exception as error:  # yaml raises several kinds
         raise UserError(f"{folder / CARD}: its front matter is no valid YAML: {first_line(error)}") from error
-    if (stated.license or UNKNOWN_LICENSE) == UNKNOWN_LICENSE:
+    if stated.get("license", UNKNOWN_LICENSE) == UNKNOWN_LICENSE:
         raise UserError(f"{folder / CARD} states no licence: convert with --license ID, such as apache-2.0")
-    if stated.library_name != "timm" or "import lambdaresnet_zoo" not in card or known not in card:
+    if stated.get("library_name") != "timm" or "import lambdaresnet_zoo" not in card or known not in card:
         raise UserError(
             f"{folder / CARD} must have library_name: timm, a snippet with import lambdaresnet_zoo, "
             f"and the sha256 of {WEIGHTS}: convert again, and add to its text only"

@@ -23,13 +23,18 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+from huggingface_hub.utils import (
+    are_progress_bars_disabled,
+    disable_progress_bars,
+    enable_progress_bars,
+    validate_repo_id,
+)
 from timm.models._hub import HF_WEIGHTS_NAME, _get_safe_alternatives  # no public names
 
 from ..errors import UserError, first_line
 from .shipped import digest
 
-__all__ = ["HubError", "fetch", "problem", "quiet", "upload"]
+__all__ = ["HubError", "MissingFileError", "check_name", "fetch", "problem", "quiet", "upload"]
 
 LOG_IN = "log in with `hf auth login` or set HF_TOKEN"
 COPY = "load a copy with local-dir:/path"
@@ -39,6 +44,10 @@ _verified: set[tuple[str, int, int, int]] = set()  # in this process
 
 class HubError(UserError, RuntimeError):
     """What went wrong with the Hub and what to do, in one line."""
+
+
+class MissingFileError(HubError):
+    """The repository is there, and has no such file."""
 
 
 def fetch(
@@ -83,7 +92,21 @@ def fetch(
             return Path(path)
     if unreachable is not None:
         raise HubError(problem(unreachable, repo_id, revision)) from unreachable
-    raise HubError(f"repository '{repo_id}'{_at(revision)} has no {' and no '.join(candidates)}")
+    raise MissingFileError(f"repository '{repo_id}'{_at(revision)} has no {' and no '.join(candidates)}")
+
+
+def check_name(repo_id: str) -> None:
+    """Check the full name of a repository, organisation/name.
+
+    Raises:
+        HubError: it is none.
+    """
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise HubError(problem(error, repo_id)) from error
+    if "/" not in repo_id:
+        raise HubError(problem(HFValidationError(), repo_id))
 
 
 def upload(

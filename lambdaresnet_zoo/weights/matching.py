@@ -98,7 +98,7 @@ def fill(
         raise UserError(f"model '{name}' cannot be built with {dict(arguments)}: {first_line(error)}") from error
     own = model.state_dict()
     if misfits := _differences({key: tuple(value.shape) for key, value in own.items()}, state):
-        raise UserError(f"these weights do not fit {name}: {_told(misfits)}")
+        raise UserError(f"these weights do not fit {name}: {_told(misfits)}; name their model with --model")
     rows = []
     filled = dict(state)
     for key, value in own.items():

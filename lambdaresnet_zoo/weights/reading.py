@@ -30,7 +30,7 @@ NAME_KEYS = ("arch", "model_name")  # where timm's training and this project's n
 ZIP, PICKLE = b"PK\x03\x04", b"\x80"
 WRAPPER = re.compile(r"^(?:module\.)+|_orig_mod\.")  # DistributedDataParallel and EMA; torch.compile, at any depth
 EXPANSION = 4  # torch stores its records as they are; an archive that grows more than this is not its own
-SAFE_CLASSES = [argparse.Namespace]  # timm's training keeps its arguments in one
+SAFE_CLASSES: list[Any] = [argparse.Namespace]  # timm's training keeps its arguments in one
 
 
 @dataclass(frozen=True)

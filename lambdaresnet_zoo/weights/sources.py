@@ -76,9 +76,13 @@ def _folder(folder: Path, name: str) -> Source:
 
 def _repository(repository: str, name: str) -> Source:
     repo_id, _, revision = repository.partition("@")
-    file = hub.fetch(repo_id, revision=revision or None)
-    config = hub.fetch_optional(repo_id, CONFIG, revision=revision or None)
-    return Source(file, name, _config(config) if config else {}, repository)
+    with hub.quiet():
+        file = hub.fetch(repo_id, revision=revision or None)
+        try:
+            config = _config(hub.fetch(repo_id, CONFIG, revision=revision or None))
+        except hub.MissingFileError:
+            config = {}
+    return Source(file, name, config, repository)
 
 
 def _config(path: Path) -> dict[str, Any]:

@@ -6,7 +6,7 @@ every block where the LambdaResNets have it in the convolutional blocks of c2 an
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import timm
 import torch
@@ -22,7 +22,7 @@ PAIRS = {f"lambdaresnet{depth}": f"resnetrs{depth}" for depth in (50, 101, 152, 
 
 SEED = 0  # the same weights from the same source
 
-RENAMES = [
+RENAMES: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
     (r"^conv1\.0\.", "stem.conv1.conv."),
     (r"^conv1\.1\.", "stem.conv1.bn."),
     (r"^conv1\.3\.", "stem.conv2.conv."),

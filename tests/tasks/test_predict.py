@@ -188,7 +188,7 @@ class RunsCode:
 def test_pickle_that_runs_code_is_refused(tmp_path, checkpoint):
     marker = tmp_path / "marker"
     path = mended(tmp_path, checkpoint, lambda state: {"state_dict": state, "args": RunsCode(marker)})
-    with pytest.raises(UserError, match="safely"):
+    with pytest.raises(UserError, match="nothing of it was run"):
         load_model(NAME, path)
     assert not marker.exists()
     torch.load(path, weights_only=False)  # the file does run code where it is let to
@@ -198,7 +198,7 @@ def test_pickle_that_runs_code_is_refused(tmp_path, checkpoint):
 @pytest.mark.parametrize("name", ["a.pth", "a.safetensors", "a.npz"])
 def test_no_checkpoint(tmp_path, name):
     (tmp_path / name).write_bytes(b"hello, world")
-    with pytest.raises(UserError, match=rf"{name}: not a checkpoint"):
+    with pytest.raises(UserError, match=rf"{name} is neither"):
         load_model(NAME, tmp_path / name)
     with pytest.raises(UserError, match="no such file"):
         load_model(NAME, tmp_path / "missing.pth")
@@ -214,10 +214,12 @@ def test_torch_file_without_weights(tmp_path, content):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda state: state.__delitem__("head.fc.bias"), r"1 missing \(head.fc.bias\)"),
-        (lambda state: state.update(extra=torch.ones(1)), r"1 unknown \(extra\)"),
-        (lambda state: state.update({"head.fc.bias": torch.ones(3)}), r"1 of another shape \(head.fc.bias\)"),
-        (lambda state: state.update({"head.fc.weight": torch.ones(0, 64)}), "of another shape"),
+        (lambda state: state.__delitem__("head.fc.bias"), r"head.fc.bias \(7,\) is missing"),
+        (lambda state: state.update(extra=torch.ones(1)), r"extra \(1,\) is unknown"),
+        (lambda state: state.update({"head.fc.bias": torch.ones(3)}), r"head.fc.bias is \(3,\), not \(7,\)"),
+        (lambda state: state.update({"head.fc.weight": torch.ones(0, 64)}), "head.fc.weight"),
+        (lambda state: state.update({"head.fc.bias": torch.full((7,), torch.nan)}), "7 NaN or infinite of 7"),
+        (lambda state: state.update({"head.fc.bias": torch.ones(7, dtype=torch.int8)}), "is int8 where"),
     ],
 )
 def test_checkpoint_that_does_not_fit(tmp_path, checkpoint, change, message):
@@ -254,22 +256,14 @@ def test_hub_name_reaches_timm_unchanged(monkeypatch):
     assert asked == [("hf-hub:some/model", True)]
 
 
-def test_model_for_gray_images_is_refused(tmp_path, monkeypatch, checkpoint):
-    model = timm.create_model(NAME, num_classes=7)
-    model.pretrained_cfg["input_size"] = (1, 96, 96)
-    monkeypatch.setattr(timm, "create_model", lambda name, pretrained: model)
+def test_model_for_gray_images_is_refused(tmp_path):
+    torch.save(timm.create_model(NAME, in_chans=1).state_dict(), tmp_path / "gray.pth")
     with pytest.raises(UserError, match="1 input channels"):
-        load_model(NAME, checkpoint)
+        load_model(NAME, tmp_path / "gray.pth")
 
 
-def test_weights_that_give_no_numbers(tmp_path, checkpoint, draw):
-    path = mended(tmp_path, checkpoint, lambda state: state.update({"head.fc.bias": torch.full((7,), torch.nan)}))
-    (result,) = predict([draw("a.png")], load_model(NAME, path))
+def test_weights_that_give_no_numbers(checkpoint, draw):
+    model = load_model(NAME, checkpoint)
+    model.head.fc.bias.data.fill_(torch.nan)
+    (result,) = predict([draw("a.png")], model)
     assert not result.predictions and "finite" in result.error
-
-
-def test_demo_image_is_the_cat():
-    from skimage import data
-
-    name, image = images_module.demo_image()
-    assert "cat" in name and np.array_equal(np.asarray(image), data.cat())
