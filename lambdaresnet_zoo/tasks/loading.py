@@ -6,7 +6,7 @@ from typing import Any
 
 import timm
 import torch
-from timm.data import ImageNetInfo, resolve_model_data_config
+from timm.data import ImageNetInfo
 from timm.models import is_model_pretrained
 from torch import nn
 
@@ -43,10 +43,9 @@ def load_model(name: str, checkpoint: str | Path | None = None, device: str | to
     device = _usable(device)
     _check_name(name, needs_weights=checkpoint is None)
     model: Any = _pretrained(name) if checkpoint is None else _from_checkpoint(name, checkpoint)
-    channels = resolve_model_data_config(model)["input_size"][0]
-    if channels != 3 or model.num_classes < 1:
+    if model.in_chans != 3 or model.num_classes < 1:
         raise UserError(
-            f"model '{name}' has {channels} input channels and {model.num_classes} classes; use one for RGB"
+            f"model '{name}' has {model.in_chans} input channels and {model.num_classes} classes; use one for RGB"
         )
     return model.eval().to(device)
 

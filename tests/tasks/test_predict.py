@@ -242,19 +242,6 @@ def test_local_dir_passes_through(tmp_path, checkpoint, draw, expected):
         load_model(f"local-dir:{tmp_path / 'missing'}")
 
 
-def test_hub_name_reaches_timm_unchanged(monkeypatch):
-    asked = []
-
-    def create(name, pretrained):
-        asked.append((name, pretrained))
-        raise ConnectionError("offline")
-
-    monkeypatch.setattr(timm, "create_model", create)
-    with pytest.raises(UserError, match="offline"):
-        load_model("hf-hub:some/model")
-    assert asked == [("hf-hub:some/model", True)]
-
-
 def test_model_for_gray_images_is_refused(tmp_path):
     torch.save(timm.create_model(NAME, in_chans=1).state_dict(), tmp_path / "gray.pth")
     with pytest.raises(UserError, match="1 input channels"):
