@@ -22,7 +22,6 @@ def lambda_map(
     lambdas = lambdas + torch.einsum("bkum,bvum->bkv", keys.softmax(-1), values)[..., None]
     if bias is not None:
         lambdas = lambdas + bias[:, None, None]
-    # Torch's batch norm has wrong gradients for some transposed incoming ones: what it made is made dense.
     return torch.einsum("bhkn,bkvn->bhvn", queries, lambdas).reshape(batch, -1, *size)
 
 
@@ -196,11 +195,14 @@ def disturb(module: nn.Module, x: Tensor) -> None:
 
 
 def step(module: nn.Module, x: Tensor) -> Tensor:
-    """One step of gradient descent in train mode; the gradient of the input."""
+    """One step of gradient descent in train mode; the gradient of the input.
+
+    Two images or more: for one, torch's batch norm can return wrong gradients to plain einsums.
+    """
     torch.manual_seed(0)
     x = x.clone().requires_grad_()
     out = module.train()(x)
-    (out * torch.randn_like(out)).sum().backward()
+    (out * torch.randn(out.shape, dtype=out.dtype)).sum().backward()
     with torch.no_grad():
         for parameter in module.parameters():
             parameter -= 0.1 * parameter.grad
