@@ -14,8 +14,9 @@ from hub_server import Hub
 # starts, asks any other hub than this one.
 assert "huggingface_hub" not in sys.modules
 HUB = Hub()
+HUB_SETTINGS = ("HF_", "HUGGING_FACE_", "HUGGINGFACE_", "TRANSFORMERS_OFFLINE")
 HOME = tempfile.mkdtemp(prefix="hub-")
-for name in [name for name in os.environ if name.startswith(("HF_", "HUGGING_FACE_", "HUGGINGFACE_"))]:
+for name in [name for name in os.environ if name.startswith(HUB_SETTINGS)]:
     del os.environ[name]
 os.environ.update(
     HF_ENDPOINT=HUB.url,
@@ -23,7 +24,7 @@ os.environ.update(
     HF_HUB_DISABLE_XET="1",
     HF_HUB_DISABLE_TELEMETRY="1",
     HF_HUB_DISABLE_UPDATE_CHECK="1",
-    NO_PROXY="127.0.0.1",
+    **{name: f"{os.environ.get(name, '')},127.0.0.1".lstrip(",") for name in ("NO_PROXY", "no_proxy")},
 )
 
 import huggingface_hub  # noqa: E402

@@ -7,7 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -228,12 +228,12 @@ def _verify(path: Path, repo_id: str, name: str) -> None:
     else:
         return
     if found != known:
-        for part in (path.resolve(), link, path):  # a blob can itself be a link, to a store that caches share
-            part.unlink(missing_ok=True)
-        raise HubError(
-            f"repository '{repo_id}': {name} is damaged: its {kind} is {found}, not {known}; "
-            "it was removed from the cache: try again"
-        )
+        blob = path.resolve()  # the link can lead to another, into a store that caches share
+        with suppress(OSError):  # a cache that cannot be written
+            for part in (path, link, blob):
+                part.unlink(missing_ok=True)
+        advice = f"remove {blob} and try again" if blob.exists() else "it was removed from the cache: try again"
+        raise HubError(f"repository '{repo_id}': {name} is damaged: its {kind} is {found}, not {known}; {advice}")
     _verified.add(key)
 
 

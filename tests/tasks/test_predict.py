@@ -253,3 +253,10 @@ def test_weights_that_give_no_numbers(checkpoint, draw):
     model.head.fc.bias.data.fill_(torch.nan)
     (result,) = predict([draw("a.png")], model)
     assert not result.predictions and "finite" in result.error
+
+
+def test_demo_image_is_the_cat():
+    from skimage import data
+
+    name, image = images_module.demo_image()
+    assert "cat" in name and np.array_equal(np.asarray(image), data.cat())

@@ -4,6 +4,9 @@ The tests are those of the installed timm, from its source distribution: fetched
 runs, kept in pytest's cache folder, and never part of this repository. See plugin.py for how they are
 pointed at this package.
 
+Weights that the tests download, those of timm's own lambda networks, are random and come from a hub on
+the loopback interface.
+
 By default a few models run, which together take every path through the package's code;
 ``LAMBDARESNET_ZOO_ALL_MODELS=1`` runs all of them.
 """
@@ -16,9 +19,11 @@ import sys
 import tarfile
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
+from safetensors.torch import save
 
 import lambdaresnet_zoo
 
@@ -112,16 +117,26 @@ def timm_tests(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFac
     return folder / name
 
 
+def serve_weights(hub: Any, model: str) -> None:
+    """Put what the model's tags download on the hub."""
+    for name in timm.list_pretrained(f"{model}*"):
+        hub_id = timm.get_pretrained_cfg(name).hf_hub_id
+        if name.split(".")[0] == model and hub_id:
+            theirs = timm.create_model(hub_id.split("/")[1].split(".")[0])
+            hub.add(hub_id, {"model.safetensors": save(theirs.state_dict())})
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize("model", MODELS)
-def test_timm_contract(model: str, timm_tests: Path, tmp_path: Path) -> None:
+def test_timm_contract(model: str, timm_tests: Path, tmp_path: Path, hub: Any) -> None:
+    serve_weights(hub, model)
     report = tmp_path / "report.xml"
     # timm leaves tests out on GitHub's machines, for the memory of its largest models.
     environment = {
         key: value for key, value in os.environ.items() if key != "GITHUB_ACTIONS" and not key.startswith("PYTEST_")
     }
-    environment["LAMBDARESNET_ZOO_CONTRACT_MODELS"] = model
+    environment |= {"LAMBDARESNET_ZOO_CONTRACT_MODELS": model, **hub.environment}
     environment.setdefault("OMP_NUM_THREADS", "1")  # the parallelism is that of pytest-xdist, over models
     paths = [Path(__file__).parents[1], Path(lambdaresnet_zoo.__file__).parents[1]]
     environment["PYTHONPATH"] = os.pathsep.join([*map(str, paths), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
@@ -146,3 +161,4 @@ def test_timm_contract(model: str, timm_tests: Path, tmp_path: Path) -> None:
     # A later timm may have more tests; those must pass too.
     other = {key: outcome for key, outcome in outcomes.items() if outcome != expected.get(key, "passed")}
     assert not other, other
+    assert {request.path.split("/resolve/")[0][1:] for request in hub.requests} == set(hub.repos)

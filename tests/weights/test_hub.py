@@ -404,6 +404,18 @@ class TestBrokenDownloads:
         works(run())
         assert fetch(REPO).read_bytes() == repo[WEIGHTS]
 
+    def test_a_damaged_file_that_cannot_be_removed(self, hub, repo, monkeypatch):
+        path = fetch(REPO)
+        path.write_bytes(b"damaged")
+
+        def refuse(*args, **kwargs):
+            raise PermissionError(errno.EACCES, "Permission denied")
+
+        monkeypatch.setattr(Path, "unlink", refuse)
+        for _ in range(2):
+            with pytest.raises(HubError, match=f"is damaged.*remove {path.resolve()} and try again"):
+                fetch(REPO)
+
     def test_a_file_is_hashed_once(self, hub, repo, monkeypatch):
         hashed = []
         monkeypatch.setattr(zoo, "digest", lambda path, *start: hashed.append(path) or known)
