@@ -1,6 +1,7 @@
 """What is done before and while timm loads weights: they are checked, missing ones explained, tables fitted."""
 
 import re
+from pathlib import Path
 from typing import Any
 
 from timm.models import resolve_pretrained_cfg
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from ..layers import LambdaLayer
 from ..layers.lambda_layer import RelativePosition
 from ..registry import list_models
+from ..weights.folder import verify_folder
 from ..weights.hub import fetch
 from ..weights.shipped import verify_shipped
 
@@ -24,7 +26,7 @@ def check_weights(
     cache_dir: Any = None,
     **_: Any,
 ) -> None:
-    """Check the weights that timm is about to load: those that ship, and those of the Hub.
+    """Check the weights that timm is about to load: those that ship, those of a folder, and those of the Hub.
 
     What comes from the Hub is in its cache afterwards, where timm finds it.
 
@@ -44,6 +46,8 @@ def check_weights(
         raise RuntimeError(_no_weights(variant))
     if kind == "file":
         verify_shipped(location)
+    if kind == "local-dir":
+        verify_folder(Path(location))
     if kind == "hf-hub":
         hub_id, filename = location if isinstance(location, tuple) else (location, None)
         repo_id, revision = hf_split(hub_id)

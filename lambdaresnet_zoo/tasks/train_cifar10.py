@@ -19,7 +19,6 @@ from typing import Any
 
 import timm
 import torch
-from safetensors.torch import save_file
 from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
 from timm.utils import ModelEmaV3
@@ -28,6 +27,7 @@ from tqdm import tqdm
 
 from ..errors import first_line
 from ..weights.files import read_rows, write_rows, write_whole
+from ..weights.folder import save_weights
 from .cifar10 import Split, accuracy, augment, normalize, read_split
 
 __all__ = ["add_arguments", "main", "train"]
@@ -155,8 +155,7 @@ def train(
         _log(output / "log.csv", {"epoch": epoch + 1, "loss": round(loss, 4), "seconds": round(seconds, 1)})
 
     network = ema.module
-    weights = {key: value.contiguous().cpu() for key, value in network.state_dict().items()}
-    write_whole(output / "model.safetensors", lambda path: save_file(weights, path))
+    write_whole(output / "model.safetensors", lambda path: save_weights(path, network, torch.float32))
     row = {
         "model": name,
         "params": sum(parameter.numel() for parameter in network.parameters()),

@@ -12,7 +12,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from .files import read_rows
 
-__all__ = ["PLACE", "PUBLISHED", "UNKNOWN_LICENSE", "Card", "known_card", "published"]
+__all__ = ["CIFAR10", "PLACE", "PUBLISHED", "UNKNOWN_LICENSE", "Card", "known_card", "published"]
 
 PUBLISHED = Path(__file__).parent / "results" / "published.csv"
 CIFAR10 = Path(__file__).parent / "results" / "cifar10.csv"

@@ -1,85 +1,77 @@
-"""What is written from the registry and the results: tables of the README, and the cards of the Hub.
+"""What is written from the registry and the results: tables of the README, and the folders of the Hub.
 
 A test holds the files against this; `scripts/documents.py` writes them anew.
 """
 
+import json
 import sys
+from dataclasses import replace
 from pathlib import Path
-from string import Template
 
 import timm
 
 from ..registry import list_models
+from .cards import CIFAR10, PUBLISHED, known_card
 from .files import read_rows
+from .folder import CARD, CODE, CONFIG, REMOTE_CODE, WEIGHTS, config_json, with_facts
 from .shipped import digest, shipped_file, shipped_names
 
 __all__ = ["documents", "main"]
 
 ROOT = Path(__file__).resolve().parents[2]
-RESULTS = Path(__file__).parent / "results" / "cifar10.csv"
-
-CARD = Template("""\
----
-license: apache-2.0
-library_name: timm
-pipeline_tag: image-classification
-tags: [image-classification, timm, lambda-networks]
----
-# $name
-
-A LambdaResNet for 32x32 images (LambdaNetworks, I. Bello, ICLR 2021, https://arxiv.org/abs/2102.08602),
-trained on CIFAR-10 by `scripts/train_cifar10.py` of lambdaresnet-zoo. It ships inside the package:
-loading it needs no network.
-
-```python
-import timm, lambdaresnet_zoo  # importing registers the model
-model = timm.create_model("$name", pretrained=True).eval()
-```
-
-## Figures
-
-$table
-
-- *top-1 JPEG*: the 10,000 test images, in the JPEG re-encoding (about 30.5 dB PSNR against the original
-  pixels) that the network was also trained on, so not comparable to the digit with published figures.
-- *top-1 lossless*: 1,017 of the test images with their original pixels.
-- The convolutional network is the same one with 3x3 convolutions for its lambda layers, trained by the
-  same recipe, seed and machine. The machine was shared with other work: its times are rough.
-
-## Training
-
-SGD with Nesterov momentum 0.9, batch 128, learning rate 0.1 with warm-up and cosine, weight decay 5e-4,
-label smoothing 0.1, random crop with padding 4 and flip, weight averaging 0.998; the last average is
-evaluated, nothing is selected on the test split. With a GPU, the same command with more epochs:
-
-    python scripts/train_cifar10.py --data FOLDER --output runs/lambda --epochs 200
-
-## File
-
-| file | sha256 |
-|---|---|
-| $file | `$sha256` |
-""")
 
 
 def documents() -> dict[Path, str]:
     """Every generated file of the repository, by path, as it should read."""
     readme = ROOT / "README.md"
     text = readme.read_text()
-    for name, table in (("models", models_table()), ("cifar10", results_table())):
+    for name, table in (("models", models_table()), ("weights", weights_table()), ("cifar10", results_table())):
         begin, end = f"<!-- begin {name} -->\n", f"<!-- end {name} -->\n"
         head, rest = text.split(begin)
         text = head + begin + table + "\n" + end + rest.split(end)[1]
     pages = {readme: text}
-    for name in shipped_names():
-        pages[ROOT / "hub" / name / "README.md"] = card(name)
+    converted = [f"{row['model']}.{row['tag']}" for row in read_rows(PUBLISHED) if row["tag"]]
+    for name in (*shipped_names(), *converted):
+        pages |= {ROOT / "hub" / name / file: text for file, text in repository(name).items()}
     return pages
 
 
-def card(name: str) -> str:
-    """The model card of weights that ship."""
-    file = Path(shipped_file(name))
-    return CARD.substitute(name=name, table=results_table(), file=file.name, sha256=digest(file))
+def repository(name: str) -> dict[str, str]:
+    """The files, but for the weights, of the Hub repository of a model and tag that this project would publish."""
+    architecture, tag = name.split(".")
+    sha256 = {WEIGHTS: digest(Path(shipped_file(name)))} if name in shipped_names() else {}
+    model = timm.create_model(name)
+    card = known_card(architecture, tag)
+    labels = model.pretrained_cfg.get("label_names") or ()
+    config = config_json(model, card, labels, sha256=sha256)
+    if card.base_model:
+        command = f"lambdaresnet-zoo publish {card.base_model} OWNER/NAME"
+        card = replace(card, origin=f"Converted from the Hub's {card.base_model}, by `{command}`.")
+    return {
+        CONFIG: config,
+        CARD: with_facts(card, model, json.loads(config), sha256).render(),
+        CODE: REMOTE_CODE.read_text(),
+    }
+
+
+def weights_table() -> str:
+    """The weights that there are, ImageNet's first, as Markdown."""
+    lines = [
+        "| weights | published top-1 (%) | size | crop | params (M) | licence | from | checked here |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in read_rows(PUBLISHED):
+        name = ".".join(filter(None, (row["model"], row["tag"])))
+        cells = [f"`{name}`", row["top1"], row["size"], row["crop_pct"], row["params_m"], row["license"]]
+        lines.append(f"| {' | '.join([*cells, row['weights'], row['checked']])} |")
+    for name in shipped_names():
+        row = next(row for row in read_rows(CIFAR10) if row["model"] == name.split(".")[0])
+        cfg = timm.models.get_pretrained_cfg(name).to_dict()
+        cells = [f"`{name}`", "none", str(cfg["input_size"][-1]), str(cfg["crop_pct"])]
+        cells += [f"{int(row['params']) / 1e6:.2f}", cfg["license"], "this package"]
+        cells.append(f"top-1 {row['top1']} % on CIFAR-10, re-encoded as JPEG")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def results_table() -> str:
@@ -88,7 +80,7 @@ def results_table() -> str:
         "| network | params (M) | epochs | top-1 JPEG (%) | top-1 lossless (%) | training (s) |",
         "|---|---|---|---|---|---|",
     ]
-    rows = read_rows(RESULTS)
+    rows = read_rows(CIFAR10)
     for row in rows:
         params = f"{int(row['params']) / 1e6:.2f}"
         cells = [f"`{row['model']}`", params, row["epochs"], row["top1"], row["top1_lossless"], row["train_seconds"]]

@@ -25,14 +25,15 @@ from .cards import UNKNOWN_LICENSE, Card
 from .shipped import digest
 
 __all__ = [
-    *("CARD", "CODE", "CONFIG", "FILES", "WEIGHTS"),
-    *("check_folder", "config_json", "save_weights", "write_folder", "write_model"),
+    *("CARD", "CODE", "CONFIG", "FILES", "REMOTE_CODE", "WEIGHTS"),
+    *("check_folder", "config_json", "save_weights", "verify_folder", "with_facts", "write_folder", "write_model"),
 ]
 
 CONFIG, WEIGHTS, CARD, CODE = "config.json", "model.safetensors", "README.md", "lambdaresnet_zoo_remote.py"
 FILES = (CONFIG, WEIGHTS, CARD, CODE)
 """What a folder holds, and all that is published of it."""
 
+REMOTE_CODE = Path(__file__).parent / "remote_code.py"
 ROOT_KEY = "lambdaresnet_zoo"  # of config.json; timm and transformers pass over it
 
 
@@ -87,7 +88,7 @@ def write_model(
     sha256 = {WEIGHTS: digest(weights)}
     config = config_json(model, card, label_names, pretrained_cfg, sha256)
     (folder / CONFIG).write_text(config)
-    (folder / CODE).write_bytes((Path(__file__).parent / "remote_code.py").read_bytes())
+    (folder / CODE).write_bytes(REMOTE_CODE.read_bytes())
     (folder / CARD).write_text(with_facts(card, model, json.loads(config), sha256).render())
 
 
@@ -102,7 +103,7 @@ def save_weights(path: Path, module: nn.Module, dtype: torch.dtype) -> None:
         cast = value.to(dtype) if value.is_floating_point() else value
         if value.is_floating_point() and not cast.isfinite().all():
             raise UserError(f"{key} has values beyond the range of {_name(dtype)}: choose bfloat16 or float32")
-        state[key] = cast.contiguous()
+        state[key] = cast.cpu().contiguous()
     save_file(state, path, metadata={"format": "pt"})
     path.chmod(0o666 & ~_umask())  # safetensors makes it private
 
@@ -174,6 +175,22 @@ def check_folder(folder: Path) -> str:
     except Exception as error:  # whatever is wrong with the configuration or the weights
         raise UserError(f"{folder} does not load in timm: {first_line(error)}") from error
     return card
+
+
+def verify_folder(folder: Path) -> None:
+    """Check the weights in a folder against the digest in its config.json, where one is recorded.
+
+    Raises:
+        RuntimeError: they are not the ones that were written; names both digests.
+    """
+    try:
+        recorded = json.loads((folder / CONFIG).read_text())[ROOT_KEY]["sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # not written by this package, or not a folder that timm can read: timm says so
+    for name, known in recorded.items():
+        path = folder / name
+        if path.is_file() and (found := digest(path)) != known:
+            raise RuntimeError(f"{path} is damaged, or another file: its sha256 is {found}, not {known}")
 
 
 def with_facts(card: Card, model: nn.Module, config: Mapping[str, Any], sha256: Mapping[str, str]) -> Card:

@@ -5,7 +5,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from .documents import RESULTS
+from .cards import CIFAR10
 from .documents import main as write_documents
 from .files import read_rows, write_rows
 from .shipped import shipped_file, write_digests
@@ -33,6 +33,6 @@ def main(arguments: list[str] | None = None) -> int:
     weights = Path(shipped_file(f"{MODELS[0]}.cifar10"))
     weights.parent.mkdir(exist_ok=True)
     shutil.copyfile(options.run / "model.safetensors", weights)
-    write_rows(RESULTS, rows)
+    write_rows(CIFAR10, rows)
     write_digests()
     return write_documents()

@@ -9,6 +9,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from lambdaresnet_zoo.errors import UserError
+from lambdaresnet_zoo.tasks import images as images_module
 from lambdaresnet_zoo.tasks.images import find_images, open_image
 from lambdaresnet_zoo.tasks.loading import label_names
 from lambdaresnet_zoo.tasks.predict import load_model, predict

@@ -9,7 +9,7 @@ import timm
 import torch
 
 from lambdaresnet_zoo.tasks.cifar10 import accuracy, read_split
-from lambdaresnet_zoo.weights import documents, shipped
+from lambdaresnet_zoo.weights import cards, documents, shipped
 
 DATA = Path(os.environ.get("LAMBDARESNET_ZOO_DATA", Path(__file__).parents[2].parent / "shared" / "data"))
 NAME = "lambdaresnet32px.cifar10"
@@ -86,7 +86,7 @@ def test_generated_files_are_up_to_date():
 def test_the_shipped_file_gives_the_recorded_figure(column, folder):
     if not (DATA / folder).is_dir():
         pytest.skip(f"no {DATA / folder}; set LAMBDARESNET_ZOO_DATA to a folder that holds it")
-    with open(documents.RESULTS, newline="") as stream:
+    with open(cards.CIFAR10, newline="") as stream:
         row = next(row for row in csv.DictReader(stream) if row["model"] == "lambdaresnet32px")
     model = timm.create_model(NAME, pretrained=True)
     assert accuracy(model, read_split(DATA / folder, "test")) == pytest.approx(float(row[column]), abs=0.005)
