@@ -34,6 +34,7 @@ from PIL import Image  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 
 import lambdaresnet_zoo  # noqa: E402, F401  registers the models
+from lambdaresnet_zoo.cli import main  # noqa: E402
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)  # the workers are the parallelism
@@ -62,6 +63,22 @@ def hub(tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub.file_download, "time", at_once)
     yield HUB
     HUB.mend()
+
+
+@pytest.fixture
+def command(capsys):
+    """Run `lambdaresnet-zoo` in this process; returns exit status, lines of stdout, lines of stderr."""
+
+    def run(*arguments):
+        capsys.readouterr()
+        try:
+            status = main([str(argument) for argument in arguments])
+        except SystemExit as error:  # argparse
+            status = error.code
+        output = capsys.readouterr()
+        return status, output.out.splitlines(), output.err.splitlines()
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from command import one_line
 from PIL import Image
 
 import lambdaresnet_zoo
@@ -16,27 +17,13 @@ ROOT = Path(lambdaresnet_zoo.__file__).parent.parent
 
 
 @pytest.fixture
-def run(checkpoint, capsys):
+def run(checkpoint, command):
     """Run `predict` with the tiny model; returns exit status, lines of stdout, lines of stderr."""
 
     def call(*arguments, own=("--model", "test_lambdaresnet", "--checkpoint", str(checkpoint))):
-        try:
-            status = main(["predict", *own, *map(str, arguments)])
-        except SystemExit as error:
-            status = error.code
-        output = capsys.readouterr()
-        return status, output.out.splitlines(), output.err.splitlines()
+        return command("predict", *own, *arguments)
 
     return call
-
-
-def one_line(outcome, *parts):
-    """Exit status 2, nothing on stdout, one line on stderr that holds the parts."""
-    status, out, err = outcome
-    assert status == 2 and out == [] and len(err) == 1, outcome
-    assert err[0].startswith("error: ")
-    for part in parts:
-        assert part in err[0]
 
 
 def test_text(run, draw, expected):

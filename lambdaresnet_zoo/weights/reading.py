@@ -28,6 +28,7 @@ WEIGHT_KEYS = ("state_dict", "model", "model_state_dict")
 NAME_KEYS = ("arch", "model_name")  # where timm's training and this project's note the model
 
 ZIP, PICKLE = b"PK\x03\x04", b"\x80"
+SAFETENSORS = b"\0\0{"  # from the seventh byte on: the end of the header's length, and its first character
 WRAPPER = re.compile(r"^(?:module\.)+|_orig_mod\.")  # DistributedDataParallel and EMA; torch.compile, at any depth
 EXPANSION = 4  # torch stores its records as they are; an archive that grows more than this is not its own
 SAFE_CLASSES: list[Any] = [argparse.Namespace]  # timm's training keeps its arguments in one
@@ -95,15 +96,15 @@ def _load(path: Path) -> Any:
         raise UserError(f"{path} is empty: download it again")
     if start[:4] == ZIP:
         return _load_torch(path, mmap=_check_archive(path, size))
-    if start[:1] == PICKLE:
-        return _load_torch(path, mmap=False)
-    if start[8:] == b"{":
+    if start[6:] == SAFETENSORS:
         try:
             return load_file(path)
         except SafetensorError as error:
             raise UserError(
                 f"{path}: not a whole safetensors file ({first_line(error)}): it may be truncated, download it again"
             ) from error
+    if start[:1] == PICKLE:
+        return _load_torch(path, mmap=False)
     raise UserError(f"{path} is neither a safetensors file nor one written by torch.save")
 
 
@@ -127,9 +128,14 @@ def _check_archive(path: Path, size: int) -> bool:
 
 def _load_torch(path: Path, mmap: bool) -> Any:
     try:
-        with torch.serialization.safe_globals(SAFE_CLASSES), warnings.catch_warnings():
+        with (
+            open(path, "rb") as stream,
+            torch.serialization.safe_globals(SAFE_CLASSES),
+            warnings.catch_warnings(),
+        ):
             warnings.simplefilter("ignore")  # what is unusual about a file, its error says
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+            mmap = mmap and path.suffix != ".safetensors"  # by such a name torch reads nothing else
+            return torch.load(path if mmap else stream, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
         names = dict.fromkeys(re.findall(r"GLOBAL (\w[\w.]*\w)", str(error)))
         why = f"it needs {', '.join(names)}, which may run code" if names else "it is damaged, or no plain state_dict"
