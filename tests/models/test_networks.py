@@ -9,11 +9,17 @@ from safetensors.torch import load_file, save_file
 from torch.export import Dim
 
 import lambdaresnet_zoo
-from lambdaresnet_zoo.models import lambdaresnet, lambdaresnet_public, lambdaresnet_small, lambdaresnet_study
+from lambdaresnet_zoo.models import (
+    lambdaresnet,
+    lambdaresnet_ports,
+    lambdaresnet_public,
+    lambdaresnet_small,
+    lambdaresnet_study,
+)
 from lambdaresnet_zoo.models.network import lambda_layers
 
 SMALL = ["test_lambdaresnet", "lambdaresnet32px", "lambda_mobilenetv2_100", "lambdaresnet26t"]
-FAMILIES = (lambdaresnet, lambdaresnet_public, lambdaresnet_small, lambdaresnet_study)
+FAMILIES = (lambdaresnet, lambdaresnet_ports, lambdaresnet_public, lambdaresnet_small, lambdaresnet_study)
 
 
 def create(name, seed=0, **kwargs):
@@ -21,7 +27,7 @@ def create(name, seed=0, **kwargs):
     return timm.create_model(name, **kwargs).eval()
 
 
-@pytest.mark.parametrize("name", [*SMALL, "lambdaresnet50", "lambdaresnet50_llll_shared"])
+@pytest.mark.parametrize("name", [*SMALL, "lambdaresnet50", "lambdaresnet50_llll_shared", "lambdaresnet18_leaderj1001"])
 @pytest.mark.parametrize("size", [(32, 32), (33, 47), (64, 96), pytest.param((250, 333), marks=pytest.mark.slow)])
 def test_any_size_from_32_up(name, size):
     model = create(name)
@@ -34,7 +40,9 @@ def test_any_size_from_32_up(name, size):
             assert feature.shape[2:] == tuple(-(-pixels // info["reduction"]) for pixels in size)
 
 
-@pytest.mark.parametrize("name", ["test_lambdaresnet", "lambdaresnet26t", "lambda_mobilenetv2_100"])
+@pytest.mark.parametrize(
+    "name", ["test_lambdaresnet", "lambdaresnet26t", "lambda_mobilenetv2_100", "lambdaresnet18_leaderj1001"]
+)
 @pytest.mark.parametrize("output_stride", [8, 16])
 def test_output_stride_keeps_resolution(name, output_stride):
     features = create(name, features_only=True, output_stride=output_stride)
@@ -81,7 +89,13 @@ def test_a_layer_option_changes_that_and_no_other(name, option, scopes):
 
 def test_overriding_a_network_leaves_the_registered_one():
     before = copy.deepcopy([family.NETWORKS for family in FAMILIES])
-    for name in ("lambdaresnet50", "lambdaresnet50_llll", "lambdaresnet26t", "test_lambdaresnet"):
+    for name in (
+        "lambdaresnet50",
+        "lambdaresnet50_llll",
+        "lambdaresnet26t",
+        "test_lambdaresnet",
+        "lambdaresnet26_dli14",
+    ):
         timm.create_model(name, device="meta", self_attn_kwargs={"scope": 3}, act_layer="silu", share_position=True)
     assert [family.NETWORKS for family in FAMILIES] == before
 
