@@ -42,7 +42,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 CLASSES = 7
 
 
-def pytest_unconfigure():
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish():
+    """At the end of this process, which may be a worker of pytest-xdist."""
     HUB.close()
     shutil.rmtree(HOME, ignore_errors=True)
 

@@ -75,6 +75,7 @@ def test_preprocessing_is_timms(served):
         assert getattr(ours, key) == getattr(theirs, key), key
 
 
+@pytest.mark.slow
 def test_other_heads_and_channels(served):
     ours, theirs = both(served, num_classes=5)
     assert_tensors_are_equal(ours, theirs, but=["head.fc.weight"])  # both biases are zero

@@ -167,6 +167,7 @@ class TestRevisions:
         old = hub.add(REPO, {})
         hub.add(REPO, {WEIGHTS: b"no weights"})
         works(run(f"hf-hub:{REPO}@{old}"))
+        assert all(f"/resolve/{old}/" in request.path for request in hub.requests)
         one_line(run(), "cannot be loaded")
         hub.tag(REPO, "good", old)
         works(run(f"hf-hub:{REPO}@good"))
@@ -202,6 +203,7 @@ class TestChoiceOfFile:
         hub.add("me/other", {"mine.safetensors": folder / WEIGHTS})
         overlay = {"hf_hub_id": "me/other", "hf_hub_filename": "mine.safetensors", "num_classes": 7}
         model = timm.create_model("test_lambdaresnet", pretrained=True, pretrained_cfg_overlay=overlay)
+        assert {request.path for request in hub.requests} == {"/me/other/resolve/main/mine.safetensors"}
         saved = timm.models.load_state_dict(str(folder / WEIGHTS))
         assert all(torch.equal(value, saved[key]) for key, value in model.state_dict().items())
 
