@@ -1,6 +1,5 @@
 """Models by name, with their own weights or with those of a file, on a device."""
 
-import difflib
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from timm.models import is_model_pretrained
 from torch import nn
 
 from ..errors import UserError, first_line
-from ..registry import list_models
+from ..registry import check_name, list_models
 from ..weights import hub
 from ..weights.formats import translate
 from ..weights.matching import fill, model_arguments
@@ -108,12 +107,7 @@ def _usable(device: str | torch.device) -> torch.device:
 def _check_name(name: str, needs_weights: bool) -> None:
     if name.startswith(SOURCES):
         return
-    own = list_models()
-    known = {*own, *timm.list_models(own, include_tags=True)}
-    if name not in known:
-        close = difflib.get_close_matches(name.lower(), sorted(known), n=4)
-        hint = f"did you mean {', '.join(close)}?" if close else "lambdaresnet_zoo.list_models() names all"
-        raise UserError(f"unknown model '{name}': {hint}")
+    check_name(name)
     if needs_weights and not is_model_pretrained(name):
         with_weights = ", ".join(list_models(pretrained=True)) or "none yet"
         raise UserError(

@@ -51,7 +51,8 @@ def run(source: str, repository: str, options: Options, private: bool = False, d
         for name in others:
             print(f"  not uploaded: {name}")
         if not dry_run:
-            print(hub.upload(staged, repository, private, message="Upload with lambdaresnet-zoo"))
+            with hub.quiet():
+                print(hub.upload(staged, repository, private, message="Upload with lambdaresnet-zoo"))
     return 0
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError, first_line
-from ..registry import list_models
+from ..registry import check_name, list_models
 
 __all__ = ["Row", "fill", "find_model", "model_arguments"]
 
@@ -162,9 +162,8 @@ def _input_size(name: str, state: Mapping[str, Tensor], default: tuple[int, int]
 
 
 def _cfg(name: str) -> dict[str, Any]:
-    cfg = timm.models.get_pretrained_cfg(name)
-    assert cfg is not None
-    return cfg.to_dict()
+    check_name(name)
+    return timm.models.get_pretrained_cfg(name).to_dict()
 
 
 def _dtype(value: Tensor) -> str:

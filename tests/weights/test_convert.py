@@ -1,6 +1,5 @@
 """`lambdaresnet-zoo convert`: every known format in, a folder out that gives the source's outputs; or one line."""
 
-import csv
 import json
 import os
 import subprocess
@@ -22,6 +21,7 @@ from lambdaresnet_zoo.errors import UserError
 from lambdaresnet_zoo.layers import LambdaLayer
 from lambdaresnet_zoo.weights import matching
 from lambdaresnet_zoo.weights.conversion import Options, convert
+from lambdaresnet_zoo.weights.files import read_rows
 from lambdaresnet_zoo.weights.shipped import digest, shipped_file
 from lambdaresnet_zoo.weights.single_layer import load_layer
 
@@ -113,7 +113,7 @@ class TestFormats:
         folded = {row.source for row in report.rows if row.status == "folded"}
         assert folded == (set() if port is DLi14 else {f"layer{n}.0.shortcut.0.bias" for n in range(1, 5)})
         assert "left" not in {row.status for row in report.rows}
-        assert_loads_as(tmp_path / "out", theirs, size=224)
+        assert_loads_as(tmp_path / "out", theirs, size=64)
 
     @pytest.mark.parametrize("options", [{"r": 5}, {"n": 6}])
     def test_single_layers(self, options, tmp_path):
@@ -126,7 +126,8 @@ class TestFormats:
         layer = load_layer(tmp_path / "out")
         x = torch.randn(2, 12, 6, 6)
         with torch.inference_mode():
-            assert (layer(x) - theirs(x)).abs().max() < 1e-5
+            expected = theirs(x)
+            assert (layer(x) - expected).abs().max() <= 1e-5 * expected.abs().max()
 
     def test_this_projects_training(self, tmp_path):
         from lambdaresnet_zoo.tasks import train_cifar10
@@ -163,7 +164,7 @@ class TestFolder:
 
     @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
     def test_half_precision(self, dtype, command, checkpoint, tiny, tmp_path):
-        status, out, err = command("convert", checkpoint, tmp_path / "out", "--dtype", dtype)
+        status, _, err = command("convert", checkpoint, tmp_path / "out", "--dtype", dtype)
         assert (status, err) == (0, [])
         with safe_open(tmp_path / "out" / "model.safetensors", "pt") as file:
             dtypes = {file.get_tensor(key).dtype for key in file.keys()}  # noqa: SIM118  no mapping
@@ -206,7 +207,7 @@ class TestFolder:
         arguments = ["convert", tmp_path / "a.pth", tmp_path / "out", *drop, "--report", tmp_path / "report.csv"]
         status, out, err = command(*arguments)
         assert (status, err) == (0, [])
-        rows = list(csv.DictReader(open(tmp_path / "report.csv", newline="")))
+        rows = read_rows(tmp_path / "report.csv")
         own = tiny.state_dict()
         counters = {key for key in own if "num_batches_tracked" in key}
         assert {row["source"] for row in rows if row["status"] == "left"} == {"teacher.weight", "n_averaged"}
