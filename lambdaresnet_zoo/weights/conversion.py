@@ -146,8 +146,8 @@ def _convert(found: Source, checkpoint: Checkpoint, folder: Path, options: Optio
     }
     arguments.pop("global_pool", None) if arguments.get("global_pool") == "avg" else None
     model, filled = fill(name, translation.state, translation.sources, arguments)
-    cfg = found.config.get("pretrained_cfg", {})
-    card = _stated(known_card(name, cfg.get("tag") or ""), found, options)
+    # A tag in a config alone proves nothing: fine-tuned weights keep the one that they were started from.
+    card = _stated(known_card(*found.known.split(".")) if found.known else Card(name, name), found, options)
     _write(folder, found, model, replace(card, origin=card.origin or origin), options)
     return Report(found.title, translation.format, checkpoint.entry, name, arguments, filled + rows)
 
@@ -223,13 +223,14 @@ def _write(folder: Path, found: Source, model: torch.nn.Module, card: Card, opti
             raise UserError(f"--labels names {len(names)} classes, and the model has {classes}")
         names = ()
     preprocessing = {} if options.warm_start else {key: cfg[key] for key in PREPROCESSING if cfg.get(key) is not None}
+    tag = found.known.partition(".")[2] or None
     write = partial(
         write_model,
         model=model,
         card=card,
         dtype=options.dtype,
         label_names=list(names),
-        pretrained_cfg=preprocessing,
+        pretrained_cfg={**preprocessing, "tag": tag},
     )
     write_folder(folder, write)
 

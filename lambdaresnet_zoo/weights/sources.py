@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import timm
 from timm.models import get_pretrained_cfg, is_model_pretrained
 
 from ..errors import UserError
@@ -30,6 +31,8 @@ class Source:
     """The config.json beside it, empty where there is none."""
     repository: str = ""
     """The Hub repository that it came from, if any."""
+    known: str = ""
+    """The model and tag of this package that these weights are, where that is sure."""
 
 
 def find_source(name: str) -> Source:
@@ -53,7 +56,8 @@ def find_source(name: str) -> Source:
     if name.split(".")[0] in list_models() and is_model_pretrained(name):
         cfg = get_pretrained_cfg(name)
         if cfg.file:
-            return Source(Path(cfg.file), name, {"architecture": cfg.architecture, "pretrained_cfg": cfg.to_dict()})
+            config = {"architecture": cfg.architecture, "pretrained_cfg": cfg.to_dict()}
+            return Source(Path(cfg.file), name, config, known=f"{cfg.architecture}.{cfg.tag}")
         return _repository(cfg.hf_hub_id, name)
     if name.startswith("hf-hub:") or REPOSITORY.fullmatch(name):
         return _repository(name.removeprefix("hf-hub:"), name)
@@ -82,7 +86,9 @@ def _repository(repository: str, name: str) -> Source:
             config = _config(hub.fetch(repo_id, CONFIG, revision=revision or None))
         except hub.MissingFileError:
             config = {}
-    return Source(file, name, config, repository)
+    own = (get_pretrained_cfg(model) for model in timm.list_models(list_models(), pretrained=True, include_tags=True))
+    known = next((f"{cfg.architecture}.{cfg.tag}" for cfg in own if cfg.hf_hub_id == repository), "")
+    return Source(file, name, config, repository, known)
 
 
 def _config(path: Path) -> dict[str, Any]:

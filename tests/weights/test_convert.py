@@ -227,6 +227,17 @@ class TestFolder:
         assert config["label_names"] == list("abcdefg") and config["pretrained_cfg"]["license"] == "mit"
         assert_loads_as(tmp_path / "b", tiny, tolerance=0.05)
 
+    def test_a_tag_in_a_config_claims_nothing(self, tmp_path):
+        """Fine-tuned weights keep the tag that they were started from; their card has no figures of others."""
+        theirs = perturbed("lambdaresnet26t")
+        theirs.pretrained_cfg = timm.models.get_pretrained_cfg("lambda_resnet26t.c1_in1k").to_dict()
+        timm.models.save_for_hf(theirs, tmp_path / "tuned", safe_serialization=True)
+        assert json.loads((tmp_path / "tuned" / "config.json").read_text())["pretrained_cfg"]["tag"] == "c1_in1k"
+        convert(str(tmp_path / "tuned"), tmp_path / "out")
+        card = (tmp_path / "out" / "README.md").read_text()
+        assert "79.126" not in card and "Published figures: none" in card and "data: not stated" in card
+        assert not json.loads((tmp_path / "out" / "config.json").read_text())["pretrained_cfg"].get("tag")
+
     def test_options_of_the_network(self, command, tmp_path):
         ours = timm.create_model(NAME, self_attn_kwargs={"scope": 3})
         save_file(ours.state_dict(), tmp_path / "a.safetensors")
