@@ -13,7 +13,8 @@ Differences from the paper
       softmax is. Nor how queries are: over the query depth.
     - The paper does not say how its 3x3 average pool pads: by 1, padding not counted.
     - Extensions for public weights: biases (timm's and d-li14's), batch-normalised keys (leaderj1001's),
-      the 2x2 average pool of timm's lambda nets, and the padded and counted 3x3 one of the other two.
+      the 2x2 average pool of timm's lambda nets, and the padded and counted 3x3 one of the other two,
+      which leaderj1001 applies at stride 1, too.
 """
 
 import torch
@@ -99,6 +100,7 @@ class LambdaLayer(nn.Module):
         pool: of stride 2: ``avg3`` is 3x3, the paper's; ``avg3_counted`` is that with its padding
             counted as zeros, and ``avg2`` is 2x2, for public weights that were trained so. All accept
             odd sizes; the two others do not count padding.
+        pool_always: pool at stride 1, too; a 3x3 pool then smooths, and keeps the size.
         qkv_bias: bias on the projection.
         position_bias: bias on the position lambdas.
         order: ``auto``, or the contraction order to force (see ``layers.contraction``).
@@ -125,6 +127,7 @@ class LambdaLayer(nn.Module):
         norm_v: bool = True,
         norm_k: bool = False,
         pool: str = "avg3",
+        pool_always: bool = False,
         qkv_bias: bool = False,
         position_bias: bool = False,
         order: str = "auto",
@@ -156,6 +159,8 @@ class LambdaLayer(nn.Module):
         _one_of("query_norm", query_norm, QUERY_NORMS)
         _one_of("pool", pool, POOLS)
         _one_of("order", order, ("auto", *ORDERS))
+        if pool_always and pool == "avg2":
+            raise ValueError("pool_always=True needs a 3x3 pool, got pool='avg2'")
 
         self.dim = dim
         self.dim_out = dim_out
@@ -195,8 +200,8 @@ class LambdaLayer(nn.Module):
         self.pool: nn.Module = nn.Identity()
         if stride == 2 and pool == "avg2":
             self.pool = CeilAvgPool2d()
-        elif stride == 2:
-            self.pool = nn.AvgPool2d(3, stride=2, padding=1, count_include_pad=pool == "avg3_counted")
+        elif stride == 2 or pool_always:
+            self.pool = nn.AvgPool2d(3, stride=stride, padding=1, count_include_pad=pool == "avg3_counted")
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

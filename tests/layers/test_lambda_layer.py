@@ -94,6 +94,8 @@ OPTIONS = [
     {"stride": 2},
     {"stride": 2, "pool": "avg2"},
     {"stride": 2, "pool": "avg3_counted"},
+    {"pool_always": True},
+    {"pool_always": True, "pool": "avg3_counted"},
 ]
 
 
@@ -180,6 +182,15 @@ def test_pools_average_what_is_there():
     ninths = torch.tensor([[12.0, 27, 24], [32, 57, 44]])  # the sums of the same pixels, over nine each time
     torch.testing.assert_close(counted[0, 0], ninths / 9)
     assert two[0, 0].tolist() == [[3.0, 5.0, 6.5], [10.5, 12.5, 14.0]]
+    smooth = LambdaLayer(1, num_heads=1, pool_always=True).pool(x)
+    smooth_counted = LambdaLayer(1, num_heads=1, pool="avg3_counted", pool_always=True).pool(x)
+    pixels = torch.tensor([[4.0, 6, 6, 6, 4], [6, 9, 9, 9, 6], [4, 6, 6, 6, 4]])  # in each window
+    sums = torch.tensor([[12.0, 21, 27, 33, 24], [33, 54, 63, 72, 51], [32, 51, 57, 63, 44]])
+    torch.testing.assert_close(smooth[0, 0], sums / pixels)
+    torch.testing.assert_close(smooth_counted[0, 0], sums / 9)
+    for layer in (LambdaLayer(1, num_heads=1, stride=2), LambdaLayer(1, num_heads=1, stride=2, pool_always=True)):
+        assert torch.equal(layer.pool(x), three)  # at stride 2 they pool anyway
+    assert isinstance(LambdaLayer(1, num_heads=1, pool="avg3_counted").pool, nn.Identity)
     even = torch.randn(2, 3, 6, 8)
     assert torch.equal(LambdaLayer(1, stride=2, num_heads=1, pool="avg2").pool(even), nn.AvgPool2d(2, 2)(even))
 
@@ -245,6 +256,7 @@ def test_half_precision_modules_run_and_train(dtype):
         ({"key_norm": "l1"}, "key_norm must be one of softmax, l2, none, got 'l1'"),
         ({"query_norm": "l1"}, "query_norm must be one of none, softmax, l2, got 'l1'"),
         ({"pool": "max"}, "pool must be one of avg3, avg3_counted, avg2, got 'max'"),
+        ({"pool": "avg2", "pool_always": True}, "pool_always=True needs a 3x3 pool, got pool='avg2'"),
         ({"order": "fft"}, "order must be one of auto, lambda, query, convolution, got 'fft'"),
     ],
 )
@@ -394,6 +406,7 @@ def saved_and_loaded(script):
         {"stride": 2, "query_norm": "l2"},
         {"stride": 2, "pool": "avg2", "query_norm": "softmax"},
         {"stride": 2, "pool": "avg3_counted", "norm_k": True},
+        {"pool": "avg3_counted", "pool_always": True},
     ],
 )
 def test_exports_scripts_and_traces(options):
