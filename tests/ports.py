@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["DLi14", "Leaderj1001", "OldLucidrains", "disturb", "shortcut_biases", "step"]
+__all__ = ["DLi14", "Leaderj1001", "Leaderj1001V0", "OldLucidrains", "disturb", "shortcut_biases", "step"]
 
 
 def lambda_map(
@@ -50,12 +50,18 @@ class DLi14Layer(nn.Module):
 
 
 class Leaderj1001Layer(nn.Module):
-    def __init__(self, dim: int, k: int = 16, u: int = 1, heads: int = 4, r: int = 23) -> None:
+    """Of either generation: the earlier normalises its keys, the later its values."""
+
+    def __init__(self, dim: int, later: bool, k: int = 16, u: int = 1, heads: int = 4, r: int = 23) -> None:
         super().__init__()
         self.shape = (heads, k, u, dim // heads)
         self.queries = nn.Sequential(nn.Conv2d(dim, heads * k, 1, bias=False), nn.BatchNorm2d(heads * k))
-        self.keys = nn.Sequential(nn.Conv2d(dim, k * u, 1, bias=False), nn.BatchNorm2d(k * u))
+        self.keys = nn.Sequential(nn.Conv2d(dim, k * u, 1, bias=False))
         self.values = nn.Conv2d(dim, dim // heads * u, 1, bias=False)
+        if later:
+            self.values = nn.Sequential(self.values, nn.BatchNorm2d(dim // heads * u))
+        else:
+            self.keys.append(nn.BatchNorm2d(k * u))
         self.embedding = nn.Parameter(torch.randn(k, u, 1, r, r))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -87,14 +93,18 @@ class DLi14Block(nn.Module):
 
 
 class Leaderj1001Block(nn.Module):
+    """Of the later generation: the first block of a stage pools whatever its stride."""
+
+    later = True
+
     def __init__(self, dim: int, planes: int, stride: int) -> None:
         super().__init__()
         self.conv1, self.bn1 = nn.Conv2d(dim, planes, 1, bias=False), nn.BatchNorm2d(planes)
-        first = stride == 2
-        pool = [nn.AvgPool2d(3, 2, 1)] if first else []
-        self.conv2 = nn.Sequential(Leaderj1001Layer(planes), *pool, nn.BatchNorm2d(planes), nn.ReLU())
+        first = stride == 2 or dim != planes * 4
+        pool = [nn.AvgPool2d(3, stride, 1)] if first else []
+        self.conv2 = nn.Sequential(Leaderj1001Layer(planes, self.later), *pool, nn.BatchNorm2d(planes), nn.ReLU())
         self.conv3, self.bn3 = nn.Conv2d(planes, planes * 4, 1, bias=False), nn.BatchNorm2d(planes * 4)
-        shortcut = [nn.Conv2d(dim, planes * 4, 1, 2), nn.BatchNorm2d(planes * 4)] if first else []
+        shortcut = [nn.Conv2d(dim, planes * 4, 1, stride), nn.BatchNorm2d(planes * 4)] if first else []
         self.shortcut = nn.Sequential(*shortcut)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -102,10 +112,16 @@ class Leaderj1001Block(nn.Module):
         return (self.bn3(self.conv3(out)) + self.shortcut(x)).relu()
 
 
-class Port(nn.Module):
-    """The ResNet around either block; its last pool is one of 7x7 at 224 pixels, and global at any size."""
+class Leaderj1001V0Block(Leaderj1001Block):
+    later = False
 
-    def __init__(self, block: type[nn.Module], depths: tuple[int, ...], strides: tuple[int, ...], head: str) -> None:
+
+class Port(nn.Module):
+    """The ResNet around any block; its last pool is one of 7x7 at 224 pixels, and global at any size."""
+
+    def __init__(
+        self, block: type[nn.Module], depths: tuple[int, ...], strides: tuple[int, ...], head: str, dropout: float = 0
+    ) -> None:
         super().__init__()
         self.conv1, self.bn1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64)
         self.has_pool = strides[0] == 1
@@ -117,7 +133,8 @@ class Port(nn.Module):
                 dim = planes * 4
             self.add_module(f"layer{stage + 1}", nn.Sequential(*blocks))
         self.head = head
-        self.add_module(head, nn.Linear(dim, 1000))
+        linear = nn.Linear(dim, 1000)
+        self.add_module(head, nn.Sequential(nn.Dropout(dropout), linear) if dropout else linear)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.bn1(self.conv1(x)).relu()
@@ -136,10 +153,17 @@ class DLi14(Port):
 
 
 class Leaderj1001(Port):
-    """leaderj1001/LambdaNetworks, with batch-normalised keys and without a max-pool."""
+    """leaderj1001/LambdaNetworks, with batch-normalised values and a max-pool."""
 
     def __init__(self, depths: tuple[int, ...]) -> None:
-        super().__init__(Leaderj1001Block, depths, (2, 2, 2, 2), "linear")
+        super().__init__(Leaderj1001Block, depths, (1, 2, 2, 2), "fc", dropout=0.3)
+
+
+class Leaderj1001V0(Port):
+    """leaderj1001/LambdaNetworks as it first was, with batch-normalised keys and without a max-pool."""
+
+    def __init__(self, depths: tuple[int, ...]) -> None:
+        super().__init__(Leaderj1001V0Block, depths, (2, 2, 2, 2), "linear")
 
 
 class OldLucidrains(nn.Module):

@@ -21,7 +21,6 @@ from .layouts import LAYOUTS, OWN, TIMM, Layout
 __all__ = ["Translation", "translate"]
 
 _NETWORKS = lambdaresnet_ports.NETWORKS | lambdaresnet_public.NETWORKS
-_LATER_LEADERJ1001 = re.compile(r"^layer\d+\.\d+\.conv2\.0\.values\.[01]\.")
 
 
 @dataclass(frozen=True)
@@ -82,11 +81,6 @@ def translate(state: dict[str, Tensor]) -> Translation:
 
 def _recognise(state: Iterable[str]) -> Layout:
     keys = list(state)
-    if any(_LATER_LEADERJ1001.search(key) for key in keys):
-        raise UserError(
-            "weights of leaderj1001/LambdaNetworks as it later became, with batch-normalised values and a max-pool: "
-            "no model here is that network"
-        )
     for layout in LAYOUTS:
         if any(re.search(layout.mark, key) for key in keys):
             return layout

@@ -1,8 +1,8 @@
 """Layouts of public lambda-network weights, as data for `formats`.
 
 timm's lambda nets (R. Wightman, pytorch-image-models), the ResNets of d-li14 (D. Li, lambda.pytorch) and
-leaderj1001 (M. Lee, LambdaNetworks), and single layers of lucidrains (P. Wang, lambda-networks on PyPI),
-which changed from release to release:
+leaderj1001 (M. Lee, LambdaNetworks; of its two generations), and single layers of lucidrains (P. Wang,
+lambda-networks on PyPI), which changed from release to release:
 
     0.0.1          pos_emb, global                   channels (k u), (v u)
     0.1.0 - 0.1.2  pos_emb, global, or R, local      channels (k u), (v u)
@@ -98,6 +98,17 @@ _BLOCK = {
     "conv3": "conv3_1x1.conv",
     "bn3": "conv3_1x1.bn",
 }
+_LEADERJ1001 = _BLOCK | {
+    "conv2.0.queries.0.weight": "self_attn.qkv.weight/q",
+    "conv2.0.queries.1": "self_attn.norm_q",
+    "conv2.0.keys.0.weight": "self_attn.qkv.weight/k",
+    "conv2.0.embedding": "self_attn.position.table",
+    "conv2.1": "post_attn",
+    "conv2.2": "post_attn",  # after a pool, which has no weights
+    "shortcut.0": "shortcut.conv",
+    "shortcut.1": "shortcut.bn",
+}
+_LEADERJ1001_ORDER = "its content part reads values as (v u), its position part as (u v)"
 _LUCIDRAINS = {"to_q.weight": "qkv.weight/q", "to_k.weight": "qkv.weight/k", "to_v.weight": "qkv.weight/v"} | {
     "norm_q": "norm_q",
     "norm_v": "norm_v",
@@ -132,24 +143,29 @@ LAYOUTS = (
     ),
     Layout(
         "leaderj1001/LambdaNetworks",
-        r"^layer\d+\.\d+\.conv2\.0\.(queries|keys|values|embedding)",
-        names={"conv1": "stem.conv", "bn1": "stem.bn", "linear": "head.fc"},
-        block_names=_BLOCK
+        r"^layer\d+\.\d+\.conv2\.0\.values\.[01]\.",
+        names={"conv1": "stem.conv1.conv", "bn1": "stem.conv1.bn", "fc.1": "head.fc"},
+        block_names=_LEADERJ1001
         | {
-            "conv2.0.queries.0.weight": "self_attn.qkv.weight/q",
-            "conv2.0.queries.1": "self_attn.norm_q",
-            "conv2.0.keys.0.weight": "self_attn.qkv.weight/k",
-            "conv2.0.keys.1": "self_attn.norm_k",
-            "conv2.0.values.weight": "self_attn.qkv.weight/v",
-            "conv2.0.embedding": "self_attn.position.table",
-            "conv2.1": "post_attn",
-            "conv2.2": "post_attn",  # after a pool, which has no weights
-            "shortcut.0": "shortcut.conv",
-            "shortcut.1": "shortcut.bn",
+            "conv2.0.values.0.weight": "self_attn.qkv.weight/v",
+            "conv2.0.values.1": "self_attn.norm_v",
         },
         table=_kernel_table,
-        order="its content part reads values as (v u), its position part as (u v)",
+        order=_LEADERJ1001_ORDER,
         models=_names_of("_leaderj1001"),
+    ),
+    Layout(
+        "earlier leaderj1001/LambdaNetworks",
+        r"^layer\d+\.\d+\.conv2\.0\.(keys\.1|values\.weight)",
+        names={"conv1": "stem.conv", "bn1": "stem.bn", "linear": "head.fc"},
+        block_names=_LEADERJ1001
+        | {
+            "conv2.0.keys.1": "self_attn.norm_k",
+            "conv2.0.values.weight": "self_attn.qkv.weight/v",
+        },
+        table=_kernel_table,
+        order=_LEADERJ1001_ORDER,
+        models=_names_of("_leaderj1001_v0"),
     ),
     Layout("lambda-networks 0.4 layer, global", r"^rel_pos_emb$", _LUCIDRAINS, {}, _relative_table, "uk", True),
     Layout("lambda-networks 0.2 to 0.4 layer, local", r"^pos_conv\.", _LUCIDRAINS, {}, _kernel_table, "uk"),

@@ -27,7 +27,10 @@ def create(name, seed=0, **kwargs):
     return timm.create_model(name, **kwargs).eval()
 
 
-@pytest.mark.parametrize("name", [*SMALL, "lambdaresnet50", "lambdaresnet50_llll_shared", "lambdaresnet18_leaderj1001"])
+LEADERJ1001 = ["lambdaresnet18_leaderj1001", "lambdaresnet18_leaderj1001_v0"]
+
+
+@pytest.mark.parametrize("name", [*SMALL, "lambdaresnet50", "lambdaresnet50_llll_shared", *LEADERJ1001])
 @pytest.mark.parametrize("size", [(32, 32), (33, 47), (64, 96), pytest.param((250, 333), marks=pytest.mark.slow)])
 def test_any_size_from_32_up(name, size):
     model = create(name)
@@ -40,9 +43,7 @@ def test_any_size_from_32_up(name, size):
             assert feature.shape[2:] == tuple(-(-pixels // info["reduction"]) for pixels in size)
 
 
-@pytest.mark.parametrize(
-    "name", ["test_lambdaresnet", "lambdaresnet26t", "lambda_mobilenetv2_100", "lambdaresnet18_leaderj1001"]
-)
+@pytest.mark.parametrize("name", ["test_lambdaresnet", "lambdaresnet26t", "lambda_mobilenetv2_100", *LEADERJ1001])
 @pytest.mark.parametrize("output_stride", [8, 16])
 def test_output_stride_keeps_resolution(name, output_stride):
     features = create(name, features_only=True, output_stride=output_stride)

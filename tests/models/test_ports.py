@@ -3,18 +3,19 @@
 import pytest
 import timm
 import torch
-from ports import DLi14, Leaderj1001, disturb, shortcut_biases, step
+from ports import DLi14, Leaderj1001, Leaderj1001V0, disturb, shortcut_biases, step
 
 from lambdaresnet_zoo.models.lambdaresnet_ports import NETWORKS
+from lambdaresnet_zoo.models.network import lambda_layers
 from lambdaresnet_zoo.weights.formats import translate
 
-PORTS = {"dli14": DLi14, "leaderj1001": Leaderj1001}
-SMALL = ["lambdaresnet26_dli14", "lambdaresnet18_leaderj1001"]
+PORTS = {"dli14": DLi14, "leaderj1001": Leaderj1001, "leaderj1001_v0": Leaderj1001V0}
+SMALL = ["lambdaresnet26_dli14", "lambdaresnet18_leaderj1001", "lambdaresnet18_leaderj1001_v0"]
 
 
 def port(name):
     """The plain module of a registered model's depths."""
-    return PORTS[name.split("_")[1]](tuple(map(len, NETWORKS[name].blocks)))
+    return PORTS[name.split("_", 1)[1]](tuple(map(len, NETWORKS[name].blocks)))
 
 
 @pytest.fixture(scope="module", params=SMALL)
@@ -47,7 +48,7 @@ def test_a_training_step_is_equal(name):
     theirs = port(name).double()
     disturb(theirs, x)
     before = translate(theirs.state_dict()).state
-    ours = timm.create_model(name).double()
+    ours = timm.create_model(name, drop_rate=0.3 if isinstance(theirs, Leaderj1001) else 0).double()
     ours.load_state_dict(before, strict=True)
     before = {key: value.clone() for key, value in before.items()}
     torch.testing.assert_close(step(ours, x), step(theirs, x), rtol=1e-7, atol=1e-9)
@@ -73,9 +74,24 @@ def test_every_depth_is_complete(name):
 
 
 def test_the_networks_differ_in_their_stems():
-    for name, reduction in (("lambdaresnet26_dli14", 4), ("lambdaresnet18_leaderj1001", 2)):
+    for name, reduction in zip(SMALL, (4, 4, 2), strict=True):
         model = timm.create_model(name, device="meta")
         assert model.stem(torch.empty(1, 3, 64, 64, device="meta")).shape[2:] == (64 // reduction, 64 // reduction)
         assert model.get_submodule(model.default_cfg["first_conv"]).in_channels == 3
         assert not hasattr(model.stages[0][0], "se")
         model.set_input_size(96)  # any size works: nothing to do, and no error
+
+
+@pytest.mark.parametrize("options", [{}, {"scope": 7}])
+def test_where_the_networks_pool(options):
+    """Strides of the 3x3 pools, layer by layer; an option of the layers changes none of it."""
+    pools = {
+        "lambdaresnet26_dli14": [0, 0, 2, 0, 2, 0, 2, 0],
+        "lambdaresnet18_leaderj1001": [1, 0, 2, 0, 2, 0, 2, 0],
+        "lambdaresnet18_leaderj1001_v0": [2, 0, 2, 0, 2, 0, 2, 0],
+    }
+    for name, strides in pools.items():
+        layers = lambda_layers(timm.create_model(name, device="meta", self_attn_kwargs=options))
+        assert [getattr(layer.pool, "stride", 0) for layer in layers] == strides
+        assert all(layer.pool.count_include_pad for layer in layers if hasattr(layer.pool, "stride"))
+        assert {layer.scope for layer in layers} == {options.get("scope", 23)}

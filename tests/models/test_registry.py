@@ -36,8 +36,8 @@ MILLIONS = {
     "lambdaresnet50ts": 21.54,
     "lambda_mobilenetv2_100": 3.21,
     "lambdaresnet50_dli14": 14.995,
-    "lambdaresnet152_leaderj1001": 32.80,
-    "lambdaresnet200_leaderj1001": 35.29,
+    "lambdaresnet152_leaderj1001_v0": 32.80,
+    "lambdaresnet200_leaderj1001_v0": 35.29,
 }
 """As published, or computed from the paper's architecture where it prints none."""
 
@@ -51,7 +51,8 @@ OTHERS = {
     "lambdaresnet32px_conv",
     "test_lambdaresnet",
     *(f"lambdaresnet{depth}_dli14" for depth in (26, 38, 101, 152)),
-    *(f"lambdaresnet{depth}_leaderj1001" for depth in (18, 50, 270, 350, 420)),
+    *(f"lambdaresnet{depth}_leaderj1001" for depth in (18, 50, 152, 200, 270, 350, 420)),
+    *(f"lambdaresnet{depth}_leaderj1001_v0" for depth in (18, 50, 270, 350, 420)),
 }
 
 

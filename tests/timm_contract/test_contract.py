@@ -30,7 +30,7 @@ import lambdaresnet_zoo
 SLICE = (
     "test_lambdaresnet",
     "lambda_mobilenetv2_100",
-    "lambdaresnet18_leaderj1001",  # batch-normalised keys, a pool that counts its padding, a stem of one convolution
+    "lambdaresnet18_leaderj1001",  # a pool that counts its padding, at stride 1 too
     "lambdaresnet26rpt_256",  # global scope
     "lambdaresnet26t",  # position bias, 2x2 pool
     "lambdaresnet32px",  # two stages, a scope for each

@@ -12,7 +12,7 @@ import torch
 from command import one_line
 from lambda_networks import LambdaLayer as Lucidrains
 from models.timm_models import PAIRS, perturbed
-from ports import DLi14, Leaderj1001, disturb
+from ports import DLi14, Leaderj1001, Leaderj1001V0, disturb
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -100,6 +100,7 @@ class TestFormats:
                 "lambdaresnet18_leaderj1001",
                 lambda state: {"model_state_dict": state, "global_epoch": 3},
             ),
+            (Leaderj1001V0, (2, 2, 2, 2), "lambdaresnet18_leaderj1001_v0", lambda state: {"model_state_dict": state}),
         ],
     )
     def test_public_ports(self, port, depths, name, wrap, tmp_path):

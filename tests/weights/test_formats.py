@@ -6,7 +6,7 @@ import pytest
 import timm
 import torch
 from lambda_networks import LambdaLayer as Lucidrains
-from ports import DLi14, DLi14Layer, Leaderj1001, OldLucidrains, disturb, step
+from ports import DLi14, DLi14Layer, Leaderj1001, Leaderj1001V0, OldLucidrains, disturb, step
 
 import lambdaresnet_zoo
 from lambdaresnet_zoo.errors import UserError
@@ -138,7 +138,7 @@ def test_channel_orders_of_d_li14(u):
         assert (ours(x) - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
-@pytest.mark.parametrize("port", [DLi14, Leaderj1001])
+@pytest.mark.parametrize("port", [DLi14, Leaderj1001, Leaderj1001V0])
 def test_networks_are_accounted_for(port):
     theirs = port((2, 1, 1, 1))
     state = theirs.state_dict() | {"layer1.0.conv2.extra": torch.zeros(1), "teacher.weight": torch.zeros(1)}
@@ -147,22 +147,29 @@ def test_networks_are_accounted_for(port):
     assert {"layer1.0.conv2.extra", "teacher.weight"} < set(translation.state)
     assert len(translation.candidates) == (5 if port is DLi14 else 7)  # no depth fits: any of them
     folded = {f"layer{n}.0.shortcut.0.bias": f"into stages.{n - 1}.0.shortcut.bn.running_mean" for n in range(1, 5)}
-    assert translation.folded == (folded if port is Leaderj1001 else {})
+    assert translation.folded == ({} if port is DLi14 else folded)
 
 
-def test_missing_tensors_stay_missing():
+@pytest.mark.parametrize(
+    ("port", "name", "value"),
+    [
+        (Leaderj1001, "lambdaresnet18_leaderj1001", "values.0.weight"),
+        (Leaderj1001V0, "lambdaresnet18_leaderj1001_v0", "values.weight"),
+    ],
+)
+def test_missing_tensors_stay_missing(port, name, value):
     """Of an incomplete projection nothing is joined, and old checkpoints count no batches."""
-    state = {k: v for k, v in Leaderj1001((2, 2, 2, 2)).state_dict().items() if "num_batches_tracked" not in k}
+    state = {k: v for k, v in port((2, 2, 2, 2)).state_dict().items() if "num_batches_tracked" not in k}
     del state["layer1.1.conv2.0.keys.0.weight"], state["layer2.0.shortcut.1.running_mean"]
     translation = translate(state)
     assert_all_is_accounted_for(state, translation)
-    assert translation.candidates == ("lambdaresnet18_leaderj1001",)
-    own = timm.create_model("lambdaresnet18_leaderj1001", device="meta").state_dict()
+    assert translation.candidates == (name,)
+    own = timm.create_model(name, device="meta").state_dict()
     missing = {key for key in own.keys() - translation.state.keys() if "num_batches_tracked" not in key}
     assert missing == {"stages.0.1.self_attn.qkv.weight", "stages.1.0.shortcut.bn.running_mean"}
     assert translation.state.keys() - own.keys() == {
         "layer1.1.conv2.0.queries.0.weight",
-        "layer1.1.conv2.0.values.weight",
+        f"layer1.1.conv2.0.{value}",
         "stages.1.0.shortcut.conv.bias",
     }
 
@@ -230,15 +237,16 @@ def lucidrains(**changes):
     return {key: value for key, value in state.items() if value is not None}
 
 
-def leaderj1001(name, value):
-    return Leaderj1001((1, 1, 1, 1)).state_dict() | {f"layer1.0.conv2.0.{name}": value}
+def leaderj1001(embedding, port=Leaderj1001):
+    return port((1, 1, 1, 1)).state_dict() | {"layer1.0.conv2.0.embedding": embedding}
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
         (lambda: {}, "unknown layout of weights: known are LambdaResNet Zoo, timm lambda network, "
-         "d-li14/lambda.pytorch, leaderj1001/LambdaNetworks, lambda-networks 0.4, .*; the keys here are none$"),
+         "d-li14/lambda.pytorch, leaderj1001/LambdaNetworks, earlier leaderj1001/LambdaNetworks, lambda-networks 0.4, "
+         ".*; the keys here are none$"),
         (lambda: state_of("resnet18"), r"the keys here are conv1.weight, bn1.weight, bn1.bias, \.\.\.$"),
         (lambda: state_of("mobilenetv2_100"), "unknown layout"),
         (lambda: state_of("halonet26t"), "unknown layout"),
@@ -247,10 +255,12 @@ def leaderj1001(name, value):
          "no qkv.weight"),
         (lambda: lucidrains(**{"norm_q.weight": torch.ones(10)}), "shapes do not fit: .*depth 3, intra-depth 1"),
         (lambda: lucidrains(**{"pos_conv.weight": torch.ones(3, 1, 5, 5)}), r"shapes do not fit: .*\[3, 1, 5, 5\]"),
-        (lambda: leaderj1001("embedding", torch.ones(16, 1)), "leaderj1001/LambdaNetworks, but shapes do not fit"),
-        (lambda: leaderj1001("embedding", torch.ones(16, 4, 1, 7, 7)), "intra-depth 4 cannot be converted: its content "
+        (lambda: leaderj1001(torch.ones(16, 1)), "look like leaderj1001/LambdaNetworks, but shapes do not fit"),
+        (lambda: leaderj1001(torch.ones(16, 1), Leaderj1001V0), "look like earlier leaderj1001/LambdaNetworks, but "),
+        (lambda: leaderj1001(torch.ones(16, 4, 1, 7, 7)), "intra-depth 4 cannot be converted: its content "
          r"part reads values as \(v u\)"),
-        (lambda: leaderj1001("values.1.weight", torch.ones(16)), "as it later became"),
+        (lambda: leaderj1001(torch.ones(16, 4, 1, 7, 7), Leaderj1001V0), "of earlier leaderj1001/LambdaNetworks with "
+         "intra-depth 4 cannot be converted"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_converted_is_refused_in_one_line(make, message):
@@ -260,7 +270,8 @@ def test_what_cannot_be_converted_is_refused_in_one_line(make, message):
 
 
 def test_the_source_is_not_changed():
-    for theirs in (Lucidrains(12, dim_k=3, r=5, dim_u=2), Leaderj1001((1, 1, 1, 1))):
+    networks = [port((1, 1, 1, 1)) for port in (Leaderj1001, Leaderj1001V0)]
+    for theirs in (Lucidrains(12, dim_k=3, r=5, dim_u=2), *networks):
         state = theirs.state_dict()
         before = {key: value.clone() for key, value in state.items()}
         translate(state)
