@@ -17,6 +17,7 @@ one, which it ended with, is `lambdaresnet*_leaderj1001`; the earlier one, `lamb
     `linear` is the classifier                       `fc.1` is the classifier, after dropout of 0.3
 
 In their state dicts `keys.1` and `values.weight` are of the earlier one, `values.0` and `values.1` of the later.
+The later network of depth 50 has the tensors of `lambdaresnet50_llll`: their average pools alone differ.
 
 Differences from the paper
     - Depths 26 and 38 of d-li14, and 18 of leaderj1001 (bottlenecks, as in the others), are their own.
