@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from .errors import UserError
 
 if TYPE_CHECKING:
-    from .weights.conversion import Options
+    from .conversion.convert import Options
 
 __all__ = ["main"]
 
@@ -155,8 +155,8 @@ def _publish(options: argparse.Namespace) -> int:
 def _conversion(options: argparse.Namespace) -> "Options":
     import torch
 
+    from .conversion.convert import Options
     from .tasks.convert import read_labels
-    from .weights.conversion import Options
 
     return Options(
         model=options.model,

@@ -4,7 +4,7 @@ After LambdaNetworks: Modeling Long-Range Interactions Without Attention
 (I. Bello, ICLR 2021, https://arxiv.org/abs/2102.08602), as read by d-li14 (D. Li,
 https://github.com/d-li14/lambda.pytorch) and by leaderj1001 (M. Lee,
 https://github.com/leaderj1001/LambdaNetworks). A lambda layer in every block, scope 23, query depth
-16, 4 heads, intra-depth 1; no SE; a 7x7 stem and 1x1 shortcuts. `weights.formats` renames their
+16, 4 heads, intra-depth 1; no SE; a 7x7 stem and 1x1 shortcuts. `conversion.formats` renames their
 state dicts.
 
 leaderj1001's repository has had two generations of networks, of the same depths and names. The later

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
+from ..conversion.convert import Options, convert
 from ..errors import UserError
-from ..weights.conversion import Options, convert
 from . import predict
 
 __all__ = ["read_labels", "run"]
@@ -13,9 +13,9 @@ def run(source: str, folder: Path, options: Options, verify: str | None = None, 
     """The command `convert`: what was recognised, counts, and every tensor that did not simply come over.
 
     Args:
-        source: as ``weights.conversion.convert``.
-        folder: as ``weights.conversion.convert``.
-        options: as ``weights.conversion.convert``.
+        source: as ``conversion.convert.convert``.
+        folder: as ``conversion.convert.convert``.
+        options: as ``conversion.convert.convert``.
         verify: an image whose five most probable classes to print, by the folder that was written.
         report: a csv file for a row of every tensor.
 
@@ -35,7 +35,7 @@ def run(source: str, folder: Path, options: Options, verify: str | None = None, 
             raise UserError(f"{report} cannot be written: {error.strerror}") from error
     print(converted.summary())
     if not converted.is_model:
-        print(f"wrote {folder}: lambdaresnet_zoo.weights.single_layer.load_layer({str(folder)!r})")
+        print(f"wrote {folder}: lambdaresnet_zoo.conversion.single_layer.load_layer({str(folder)!r})")
         return 0
     print(f"wrote {folder}: timm.create_model({f'local-dir:{folder}'!r}, pretrained=True)")
     return predict.run([verify], f"local-dir:{folder}") if verify else 0

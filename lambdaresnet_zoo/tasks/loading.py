@@ -9,11 +9,11 @@ from timm.data import ImageNetInfo
 from timm.models import is_model_pretrained
 from torch import nn
 
+from ..conversion.formats import translate
+from ..conversion.matching import fill, model_arguments
 from ..errors import UserError, first_line
 from ..registry import check_name, list_models
 from ..weights import hub
-from ..weights.formats import translate
-from ..weights.matching import fill, model_arguments
 from ..weights.reading import check_values, read_checkpoint
 
 __all__ = ["label_names", "load_model"]

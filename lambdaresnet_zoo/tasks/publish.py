@@ -4,10 +4,10 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from ..conversion.convert import Options, convert
 from ..errors import UserError
 from ..weights import hub
 from ..weights.cards import PLACE
-from ..weights.conversion import Options, convert
 from ..weights.folder import CARD, CONFIG, FILES, check_folder
 
 __all__ = ["run"]
@@ -17,7 +17,7 @@ def run(source: str, repository: str, options: Options, private: bool = False, d
     """The command `publish`: upload a folder that `convert` wrote, or convert and upload.
 
     Args:
-        source: such a folder, or anything that ``weights.conversion.convert`` takes.
+        source: such a folder, or anything that ``conversion.convert.convert`` takes.
         repository: ``organisation/model``; it is created if need be.
         options: of the conversion; a folder takes none.
         private: create the repository private.

@@ -5,9 +5,9 @@ import timm
 import torch
 from ports import DLi14, Leaderj1001, Leaderj1001V0, disturb, shortcut_biases, step
 
+from lambdaresnet_zoo.conversion.formats import translate
 from lambdaresnet_zoo.models.lambdaresnet_ports import NETWORKS
 from lambdaresnet_zoo.models.network import lambda_layers
-from lambdaresnet_zoo.weights.formats import translate
 
 PORTS = {"dli14": DLi14, "leaderj1001": Leaderj1001, "leaderj1001_v0": Leaderj1001V0}
 SMALL = ["lambdaresnet26_dli14", "lambdaresnet18_leaderj1001", "lambdaresnet18_leaderj1001_v0"]

@@ -11,7 +11,7 @@ from command import one_line
 from models.timm_models import perturbed
 
 import lambdaresnet_zoo
-from lambdaresnet_zoo.weights.conversion import Options, convert
+from lambdaresnet_zoo.conversion.convert import Options, convert
 from lambdaresnet_zoo.weights.shipped import digest
 
 REPO = "me/tiny"

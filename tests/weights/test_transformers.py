@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import lambdaresnet_zoo
-from lambdaresnet_zoo.weights.conversion import Options, convert
+from lambdaresnet_zoo.conversion.convert import Options, convert
 
 LABELS = list("abcdefg")
 

@@ -17,13 +17,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import lambdaresnet_zoo
+from lambdaresnet_zoo.conversion.convert import Options, convert
+from lambdaresnet_zoo.conversion.single_layer import load_layer
 from lambdaresnet_zoo.errors import UserError
 from lambdaresnet_zoo.layers import LambdaLayer
 from lambdaresnet_zoo.weights import matching
-from lambdaresnet_zoo.weights.conversion import Options, convert
 from lambdaresnet_zoo.weights.files import read_rows
 from lambdaresnet_zoo.weights.shipped import digest, shipped_file
-from lambdaresnet_zoo.weights.single_layer import load_layer
 
 NAME = "test_lambdaresnet"
 TWINS = ("lambdaresnet50_leaderj1001", "lambdaresnet50_llll")  # the same tensors: their pools alone differ

@@ -14,12 +14,12 @@ from torch import Tensor
 from ..errors import UserError
 from ..layers import LambdaLayer
 from ..registry import list_models
-from .cards import UNKNOWN_LICENSE, Card, known_card
-from .files import write_rows
-from .folder import write_folder, write_model
+from ..weights.cards import UNKNOWN_LICENSE, Card, known_card
+from ..weights.files import write_rows
+from ..weights.folder import write_folder, write_model
+from ..weights.reading import Checkpoint, check_values, read_checkpoint
 from .formats import Translation, translate
 from .matching import Row, fill, find_model, model_arguments
-from .reading import Checkpoint, check_values, read_checkpoint
 from .single_layer import write_layer
 from .sources import Source, find_source
 from .warm_start import PAIRS, warm_start

@@ -9,9 +9,9 @@ from lambda_networks import LambdaLayer as Lucidrains
 from ports import DLi14, DLi14Layer, Leaderj1001, Leaderj1001V0, OldLucidrains, disturb, step
 
 import lambdaresnet_zoo
+from lambdaresnet_zoo.conversion.formats import translate
 from lambdaresnet_zoo.errors import UserError
 from lambdaresnet_zoo.layers import LambdaLayer
-from lambdaresnet_zoo.weights.formats import translate
 
 
 def assert_all_is_accounted_for(state, translation):

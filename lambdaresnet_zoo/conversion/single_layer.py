@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from ..errors import UserError, first_line
 from ..layers import LambdaLayer
-from .folder import CARD, CONFIG, WEIGHTS, save_weights
+from ..weights.folder import CARD, CONFIG, WEIGHTS, save_weights
 
 __all__ = ["load_layer", "write_layer"]
 
@@ -19,7 +19,7 @@ README = """\
 {origin}
 
 ```python
-from lambdaresnet_zoo.weights.single_layer import load_layer
+from lambdaresnet_zoo.conversion.single_layer import load_layer
 
 layer = load_layer("path/of/this/folder")  # {layer}
 ```

@@ -11,8 +11,8 @@ from timm.models import get_pretrained_cfg, is_model_pretrained
 
 from ..errors import UserError
 from ..registry import list_models
-from . import hub
-from .folder import CONFIG, WEIGHTS
+from ..weights import hub
+from ..weights.folder import CONFIG, WEIGHTS
 
 __all__ = ["Source", "find_source"]
 

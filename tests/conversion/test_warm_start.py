@@ -8,9 +8,9 @@ import torch
 from command import one_line
 from safetensors.torch import load_file, save, save_file
 
+from lambdaresnet_zoo.conversion.warm_start import PAIRS, warm_start
 from lambdaresnet_zoo.errors import UserError
 from lambdaresnet_zoo.layers import LambdaLayer
-from lambdaresnet_zoo.weights.warm_start import PAIRS, warm_start
 
 REPO = "timm/resnetrs50.tf_in1k"
 
