@@ -65,6 +65,7 @@ def _parser() -> argparse.ArgumentParser:
         ("predict", _predict, _add_predict),
         ("convert", _convert, _add_convert),
         ("publish", _publish, _add_publish),
+        ("published", _published, _add_published),
     ):
         summary = (run.__doc__ or "").splitlines()[0].rstrip(".")
         task = tasks.add_parser(name, help=summary[0].lower() + summary[1:], description=f"{summary}.")
@@ -150,6 +151,22 @@ def _publish(options: argparse.Namespace) -> int:
     from .tasks import publish
 
     return publish.run(options.source, options.repository, _conversion(options), options.private, options.dry_run)
+
+
+def _add_published(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("patterns", nargs="*", metavar="PATTERN", help="of models' names, quoted, as 'lambdaresnet152*' (all)")
+    add("--dataset", default="", metavar="NAME", help="figures on this dataset alone, as imagenet-1k")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--csv", action="store_true", help="write csv, with every column")
+    form.add_argument("--json", action="store_true", help="write one JSON object a line, with every column")
+
+
+def _published(options: argparse.Namespace) -> int:
+    """Print the figures that the paper and others published."""
+    from .tasks import published
+
+    return published.run(options.patterns, options.dataset, options.csv, options.json)
 
 
 def _conversion(options: argparse.Namespace) -> "Options":

@@ -11,10 +11,10 @@ from pathlib import Path
 from huggingface_hub import EvalResult, ModelCardData
 
 from .files import read_rows
+from .published import Figure, published_figure
 
-__all__ = ["CIFAR10", "PLACE", "PUBLISHED", "UNKNOWN_LICENSE", "Card", "known_card", "published"]
+__all__ = ["CIFAR10", "PLACE", "UNKNOWN_LICENSE", "Card", "known_card"]
 
-PUBLISHED = Path(__file__).parent / "results" / "published.csv"
 CIFAR10 = Path(__file__).parent / "results" / "cifar10.csv"
 
 PLACE = "OWNER/NAME"
@@ -51,8 +51,7 @@ class Card:
     """Where the weights come from, and what was done to them."""
     base_model: str = ""
     """The Hub repository that they were made from."""
-    published: Mapping[str, str] = field(default_factory=dict)
-    """A row of published.csv."""
+    published: Figure | None = None
     measured: Sequence[Mapping[str, str]] = ()
     """Figures of this project or its user: ``dataset``, ``metric``, ``value`` (per cent), ``count``, ``note``."""
     classes: int = 0
@@ -130,13 +129,13 @@ classify = pipeline("image-classification", "{PLACE}", trust_remote_code=True)
         return "\n".join(line for line in lines if line)
 
     def _published(self) -> str:
-        row = self.published
-        if not row:
+        figure = self.published
+        if not figure:
             return "Published figures: none."
         return (
-            f"Published figures, by others ({row['source']}):\n\n"
+            f"Published figures, by others ({figure.source}):\n\n"
             "| data | size | crop | top-1 (%) | top-5 (%) |\n|---|---|---|---|---|\n"
-            f"| {row['dataset']} | {row['size']} | {row['crop_pct']} | {row['top1']} | {row['top5']} |"
+            f"| {figure.dataset} | {figure.size} | {figure.crop_pct} | {figure.top1} | {figure.top5} |"
         )
 
     def _measured(self) -> str:
@@ -163,11 +162,6 @@ classify = pipeline("image-classification", "{PLACE}", trust_remote_code=True)
         return f"The weights: {self.license}. The package that runs them: apache-2.0."
 
 
-def published(model: str, tag: str) -> dict[str, str]:
-    """The row of published.csv of a model and tag, empty where nothing is published."""
-    return next((row for row in read_rows(PUBLISHED) if (row["model"], row["tag"]) == (model, tag)), {})
-
-
 def known_card(model: str, tag: str) -> Card:
     """What this project knows of weights that have a name: data, recipe, licence, figures.
 
@@ -176,21 +170,21 @@ def known_card(model: str, tag: str) -> Card:
         tag: of the weights; unknown ones give a card that states nothing.
     """
     name = f"{model}.{tag}" if tag else model
-    row = published(model, tag)
+    figure = published_figure(model, tag)
     if tag == "cifar10":
         return _cifar10(name, model)
-    if not row or not tag:
+    if not figure or not tag:
         return Card(name, model)
     return Card(
         name,
         model,
         summary="One of the three lambda networks that R. Wightman trained for timm, on this package's lambda layer.",
-        license=row["license"],
-        datasets=(row["dataset"],),
+        license=figure.license,
+        datasets=(figure.dataset,),
         data="ImageNet-1k, the training split.",
-        recipe=TIMM_RECIPES[tag] + f" As the card of {row['weights']} states.",
-        base_model=row["weights"],
-        published=row,
+        recipe=TIMM_RECIPES[tag] + f" As the card of {figure.weights} states.",
+        base_model=figure.weights,
+        published=figure,
     )
 
 

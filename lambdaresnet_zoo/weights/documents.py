@@ -11,9 +11,10 @@ from pathlib import Path
 import timm
 
 from ..registry import list_models
-from .cards import CIFAR10, PUBLISHED, known_card
+from .cards import CIFAR10, known_card
 from .files import read_rows
 from .folder import CARD, CODE, CONFIG, REMOTE_CODE, WEIGHTS, config_json, with_facts
+from .published import public_weights
 from .shipped import digest, shipped_file, shipped_names
 
 __all__ = ["documents", "main"]
@@ -30,7 +31,7 @@ def documents() -> dict[Path, str]:
         head, rest = text.split(begin)
         text = head + begin + table + "\n" + end + rest.split(end)[1]
     pages = {readme: text}
-    converted = [f"{row['model']}.{row['tag']}" for row in read_rows(PUBLISHED) if row["tag"]]
+    converted = [figure.name for figure in public_weights() if figure.tag]
     for name in (*shipped_names(), *converted):
         pages |= {ROOT / "hub" / name / file: text for file, text in repository(name).items()}
     return pages
@@ -60,10 +61,10 @@ def weights_table() -> str:
         "| weights | published top-1 (%) | size | crop | params (M) | licence | from | checked here |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for row in read_rows(PUBLISHED):
-        name = ".".join(filter(None, (row["model"], row["tag"])))
-        cells = [f"`{name}`", row["top1"], row["size"], row["crop_pct"], row["params_m"], row["license"]]
-        lines.append(f"| {' | '.join([*cells, row['weights'], row['checked']])} |")
+    for figure in public_weights():
+        numbers = [str(number) for number in (figure.top1, figure.size, figure.crop_pct, figure.params_m)]
+        cells = [f"`{figure.name}`", *numbers, figure.license, figure.weights, figure.checked]
+        lines.append(f"| {' | '.join(cells)} |")
     for name in shipped_names():
         row = next(row for row in read_rows(CIFAR10) if row["model"] == name.split(".")[0])
         cfg = timm.models.get_pretrained_cfg(name).to_dict()
