@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 DEFAULT_MODEL = "lambdaresnet32px.cifar10"
+KWARGS = "what the network was built with, beside its classes: self_attn_kwargs={'scope': 7}"
 INTERRUPTED = 130  # 128 and the number of the signal, as a shell reports it
 BROKEN_PIPE = 141
 
@@ -129,8 +130,8 @@ def _add_publish(parser: argparse.ArgumentParser) -> None:
 def _add_conversion(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--model", default="", metavar="NAME", help="the model that the weights are of (recognised by its tensors)")
-    add("--model-kwargs", type=_keyword, default=[], nargs="+", metavar="KEY=VALUE", help="that it was built with")
-    add("--dtype", choices=["float32", "float16", "bfloat16"], default="float32", help="of the weights (%(default)s)")
+    add("--model-kwargs", type=_keyword, default=[], nargs="+", action="extend", metavar="KEY=VALUE", help=KWARGS)
+    add("--dtype", choices=["float32", "float16", "bfloat16"], help="of the weights (half precision stays as it is)")
     add("--no-ema", dest="use_ema", action="store_false", help="not the moving average that training kept")
     add("--drop", action="append", default=[], metavar="PATTERN", help="leave keys behind, as 'aux_head.*'; repeatable")
     add("--labels", metavar="FILE", help="names of the classes, one a line")
@@ -180,7 +181,7 @@ def _conversion(options: argparse.Namespace) -> "Options":
         model_kwargs=dict(options.model_kwargs),
         use_ema=options.use_ema,
         drop=tuple(options.drop),
-        dtype=getattr(torch, options.dtype),
+        dtype=getattr(torch, options.dtype) if options.dtype else None,
         label_names=read_labels(options.labels) if options.labels else (),
         license=options.license,
         data=options.data,

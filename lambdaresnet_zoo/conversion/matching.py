@@ -1,7 +1,6 @@
 """Which network a set of weights is of, and the network with them, every tensor accounted for."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -11,23 +10,11 @@ from torch import Tensor, nn
 
 from ..errors import UserError, first_line
 from ..registry import check_name, list_models
+from .report import Row
 
-__all__ = ["Row", "fill", "find_model", "model_arguments"]
+__all__ = ["fill", "find_model", "model_arguments"]
 
 COUNTER = "num_batches_tracked"  # of batch norm: torch before 0.4.1 saved none, and evaluation needs none
-
-
-@dataclass(frozen=True)
-class Row:
-    """What became of one tensor, a line of the report."""
-
-    status: str
-    """``mapped``, ``folded`` into another, ``filled`` (a counter that the source lacks), ``initialised``, ``left``."""
-    source: str
-    """Its name in the source, empty where it has none."""
-    key: str
-    """Its name in the network, or what became of it."""
-    shape: tuple[int, ...]
 
 
 @cache
@@ -94,11 +81,12 @@ def fill(
     """
     try:
         model = timm.create_model(name, **arguments)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise UserError(f"model '{name}' cannot be built with {dict(arguments)}: {first_line(error)}") from error
+    except Exception as error:  # whatever a strange argument leads to
+        told = str(dict(arguments))[:200]
+        raise UserError(f"model '{name}' cannot be built with {told}: {first_line(error)[:200]}") from error
     own = model.state_dict()
     if misfits := _differences({key: tuple(value.shape) for key, value in own.items()}, state):
-        raise UserError(f"these weights do not fit {name}: {_told(misfits)}; name their model with --model")
+        raise UserError(f"these weights do not fit {name}: {_told(misfits)}")
     rows = []
     filled = dict(state)
     for key, value in own.items():
@@ -161,6 +149,7 @@ def _input_size(name: str, state: Mapping[str, Tensor], default: tuple[int, int]
     return tuple(default)  # type: ignore[return-value]
 
 
+@cache
 def _cfg(name: str) -> dict[str, Any]:
     check_name(name)
     return timm.models.get_pretrained_cfg(name).to_dict()

@@ -1,34 +1,37 @@
 """Where weights come from: a file, a folder, a Hub repository, or the name of a model that has some."""
 
-import json
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import timm
-from timm.models import get_pretrained_cfg, is_model_pretrained
+from timm.models import get_pretrained_cfg
 
-from ..errors import UserError
+from ..errors import UserError, first_line
+from ..models.pretrained import no_weights
 from ..registry import list_models
 from ..weights import hub
 from ..weights.folder import CONFIG, WEIGHTS
+from ..weights.shipped import verify_folder, verify_shipped
+from .config import SourceConfig, parse_config, read_config
 
 __all__ = ["Source", "find_source"]
 
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
+HUB_PREFIX = re.compile(r"^hf[-_]hub:")  # timm takes both
 OTHERS = ("*.safetensors", "pytorch_model.bin", "*.pth", "*.pth.tar", "*.pt")  # in a folder, in this order
 
 
 @dataclass(frozen=True)
 class Source:
-    """Weights that were found."""
+    """Weights that were found, and checked against their digest where one is recorded."""
 
     file: Path
-    title: str
+    name: str
     """As the user named it."""
-    config: dict[str, Any] = field(default_factory=dict)
-    """The config.json beside it, empty where there is none."""
+    config: SourceConfig = field(default_factory=SourceConfig)
+    """What the config.json beside it says."""
     repository: str = ""
     """The Hub repository that it came from, if any."""
     known: str = ""
@@ -40,29 +43,45 @@ def find_source(name: str) -> Source:
 
     Args:
         name: a checkpoint; a folder with one, with or without ``local-dir:``; a Hub repository,
-            ``organisation/model[@revision]``, with or without ``hf-hub:``; or a model of this package
-            with weights, such as ``lambdaresnet26t.c1_in1k``.
+            ``organisation/model[@revision]``, with or without ``hf-hub:``; or a model with weights, of this
+            package or of timm, such as ``lambdaresnet26t.c1_in1k``.
 
     Raises:
-        UserError: there is no such thing, or it cannot be had; names it.
+        UserError: there is no such thing, it cannot be had, or it is damaged; names it.
     """
-    local = name.removeprefix("local-dir:")
-    if Path(local).is_dir():
-        return _folder(Path(local), name)
-    if Path(local).exists():
-        return Source(Path(local), name)
-    if name.startswith("local-dir:"):
-        raise UserError(f"{local}: no such folder")
-    if name.split(".")[0] in list_models() and is_model_pretrained(name):
+    if not name:
+        raise UserError("SOURCE is empty: name a checkpoint, a folder, a Hub repository or a model")
+    local = Path(name.removeprefix("local-dir:"))
+    try:
+        if local.is_dir():
+            return _folder(local, name)
+        if local.exists():
+            return Source(local, name)
+        if name.startswith("local-dir:"):
+            raise UserError(f"{local}: no such folder")
+        return _named(name)
+    except OSError as error:
+        raise UserError(f"{name[:200]}: cannot be read: {error.strerror or first_line(error)}") from error
+    except RuntimeError as error:  # of a digest; the Hub's own errors are told already
+        raise error if isinstance(error, UserError) else UserError(first_line(error)) from error
+
+
+def _named(name: str) -> Source:
+    model = name.split(".")[0]
+    if timm.is_model(model):
         cfg = get_pretrained_cfg(name)
-        if cfg.file:
-            config = {"architecture": cfg.architecture, "pretrained_cfg": cfg.to_dict()}
+        if cfg is not None and cfg.file:
+            verify_shipped(cfg.file)
+            config = parse_config({"architecture": cfg.architecture, "pretrained_cfg": cfg.to_dict()})
             return Source(Path(cfg.file), name, config, known=f"{cfg.architecture}.{cfg.tag}")
-        return _repository(cfg.hf_hub_id, name)
-    if name.startswith("hf-hub:") or REPOSITORY.fullmatch(name):
-        return _repository(name.removeprefix("hf-hub:"), name)
+        if cfg is not None and cfg.hf_hub_id:
+            return _repository(cfg.hf_hub_id, name)
+        if model in list_models():
+            raise UserError(no_weights(model))
+    if HUB_PREFIX.match(name) or REPOSITORY.fullmatch(name):
+        return _repository(HUB_PREFIX.sub("", name), name)
     raise UserError(
-        f"{name}: no such file or folder, no model of this package with weights, and no Hub repository's name "
+        f"{name[:200]}: no such file or folder, no model with weights, and no Hub repository's name "
         "(organisation/model)"
     )
 
@@ -75,29 +94,23 @@ def _folder(folder: Path, name: str) -> Source:
         raise UserError(f"{folder} is a folder without weights in it: name a checkpoint")
     if len(files) > 1:
         raise UserError(f"{folder} holds {', '.join(path.name for path in files[:4])}: name the one to use")
-    return Source(files[0], name, _config(folder / CONFIG))
+    return _with_config(Source(files[0], name), folder)
 
 
 def _repository(repository: str, name: str) -> Source:
     repo_id, _, revision = repository.partition("@")
     with hub.quiet():
-        file = hub.fetch(repo_id, revision=revision or None)
+        source = Source(hub.fetch(repo_id, revision=revision or None), name, repository=repository)
         try:
-            config = _config(hub.fetch(repo_id, CONFIG, revision=revision or None))
+            folder = hub.fetch(repo_id, CONFIG, revision=revision or None).parent
         except hub.MissingFileError:
-            config = {}
-    own = (get_pretrained_cfg(model) for model in timm.list_models(list_models(), pretrained=True, include_tags=True))
-    known = next((f"{cfg.architecture}.{cfg.tag}" for cfg in own if cfg.hf_hub_id == repository), "")
-    return Source(file, name, config, repository, known)
+            return source
+    own: list[Any] = [get_pretrained_cfg(model) for model in timm.list_models(list_models(), include_tags=True)]
+    known = next((f"{cfg.architecture}.{cfg.tag}" for cfg in own if cfg and cfg.hf_hub_id == repository), "")
+    return _with_config(replace(source, known=known), folder)
 
 
-def _config(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        config = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not a config.json that can be read: {error}") from error
-    if not isinstance(config, dict):
-        raise UserError(f"{path}: not a model's config.json: it holds a {type(config).__name__}")
-    return config
+def _with_config(source: Source, folder: Path) -> Source:
+    config = read_config(folder / CONFIG, source.name)
+    verify_folder(folder)
+    return replace(source, config=config, known=source.known or config.statements.get("known", ""))

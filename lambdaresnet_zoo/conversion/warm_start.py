@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
-from .matching import Row
+from .report import Row
 
 __all__ = ["PAIRS", "warm_start"]
 

@@ -12,11 +12,10 @@ from torch import Tensor, nn
 from ..layers import LambdaLayer
 from ..layers.lambda_layer import RelativePosition
 from ..registry import list_models
-from ..weights.folder import verify_folder
 from ..weights.hub import fetch
-from ..weights.shipped import verify_shipped
+from ..weights.shipped import verify_folder, verify_shipped
 
-__all__ = ["check_weights", "resample_tables"]
+__all__ = ["check_weights", "no_weights", "resample_tables"]
 
 
 def check_weights(
@@ -43,7 +42,7 @@ def check_weights(
     cfg = resolve_pretrained_cfg(variant, pretrained_cfg, pretrained_cfg_overlay)
     kind, location = _resolve_pretrained_source(vars(cfg))
     if not kind:
-        raise RuntimeError(_no_weights(variant))
+        raise RuntimeError(no_weights(variant))
     if kind == "file":
         verify_shipped(location)
     if kind == "local-dir":
@@ -51,10 +50,11 @@ def check_weights(
     if kind == "hf-hub":
         hub_id, filename = location if isinstance(location, tuple) else (location, None)
         repo_id, revision = hf_split(hub_id)
-        fetch(repo_id, filename, revision, cache_dir)
+        verify_folder(fetch(repo_id, filename, revision, cache_dir).parent)
 
 
-def _no_weights(variant: str) -> str:
+def no_weights(variant: str) -> str:
+    """That a model has no public weights, and what there is instead, in one line."""
     from .lambdaresnet import RECIPES  # which is built on this module
 
     parts = [f"{variant} has no public weights; models that have: {', '.join(list_models(pretrained=True))}"]

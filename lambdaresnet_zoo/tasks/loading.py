@@ -9,6 +9,7 @@ from timm.data import ImageNetInfo
 from timm.models import is_model_pretrained
 from torch import nn
 
+from ..conversion.config import class_names
 from ..conversion.formats import translate
 from ..conversion.matching import fill, model_arguments
 from ..errors import UserError, first_line
@@ -66,7 +67,7 @@ def _from_checkpoint(name: str, checkpoint: str | Path) -> nn.Module:
         translation = translate(state)
         model, _ = fill(name, translation.state, translation.sources, model_arguments(name, translation.state))
     except UserError as error:
-        raise UserError(f"{checkpoint}: {error}") from error
+        raise UserError(f"{checkpoint}: {error}; --model names another model") from error
     return model
 
 
@@ -79,9 +80,10 @@ def label_names(model: nn.Module) -> list[str]:
     """
     cfg: Any = model.pretrained_cfg  # torch types every attribute of a module as Tensor | Module
     classes: Any = model.num_classes
-    names = cfg.get("label_names") or ()
-    if len(names) == classes:
-        return [str(name) for name in names]
+    try:
+        return list(class_names(cfg.get("label_names"), classes))
+    except ValueError:
+        pass  # none, or of other classes
     if classes == 1000:
         return ImageNetInfo().label_descriptions()
     return [str(index) for index in range(classes)]

@@ -4,11 +4,12 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from ..conversion.check import check_folder
 from ..conversion.convert import Options, convert
 from ..errors import UserError
 from ..weights import hub
 from ..weights.cards import PLACE
-from ..weights.folder import CARD, CONFIG, FILES, check_folder
+from ..weights.folder import CARD, CODE, FILES
 
 __all__ = ["run"]
 
@@ -19,9 +20,9 @@ def run(source: str, repository: str, options: Options, private: bool = False, d
     Args:
         source: such a folder, or anything that ``conversion.convert.convert`` takes.
         repository: ``organisation/model``; it is created if need be.
-        options: of the conversion; a folder takes none.
+        options: of the conversion; given any, such a folder is converted anew, its card too.
         private: create the repository private.
-        dry_run: say what would be uploaded; no connection is made.
+        dry_run: say what would be uploaded; nothing is.
 
     Returns:
         The exit status, 0.
@@ -32,27 +33,30 @@ def run(source: str, repository: str, options: Options, private: bool = False, d
     hub.check_name(repository)
     with tempfile.TemporaryDirectory() as scratch:
         staged = Path(scratch) / repository.split("/")[-1]
-        folder = Path(source.removeprefix("local-dir:"))
-        if (folder / CONFIG).is_file():
-            if options != Options():
-                raise UserError(f"{source} is converted already: give options of the conversion to convert")
-            others = _stage(folder, staged)
-        else:
-            convert(source, staged, options)
-            others = []
+        others: list[str] = []
         try:
+            folder = Path(source.removeprefix("local-dir:"))
+            if options == Options() and (folder / CODE).exists():
+                others = _stage(folder, staged)
+            elif not convert(source, staged, options).is_model:
+                raise UserError(f"{source} holds a single lambda layer: only models are published")
             card = check_folder(staged)
         except UserError as error:
             raise UserError(str(error).replace(str(staged), source)) from error
-        (staged / CARD).write_text(card.replace(PLACE, repository))
-        print(f"{'would upload' if dry_run else 'uploading'} to {repository}{' (private)' if private else ''}:")
+        except OSError as error:
+            raise UserError(f"{source} cannot be read: {error.strerror}") from error
+        (staged / CARD).write_text(card.replace(PLACE, repository), encoding="utf-8")
+        address = ""
+        if not dry_run:
+            with hub.quiet():
+                address = hub.upload(staged, repository, private, message="Upload with lambdaresnet-zoo")
+        print(f"{'would upload' if dry_run else 'uploaded'} to {repository}{' (private)' if private else ''}:")
         for path in sorted(staged.iterdir()):
             print(f"  {path.name}  {path.stat().st_size:,} bytes")
         for name in others:
             print(f"  not uploaded: {name}")
-        if not dry_run:
-            with hub.quiet():
-                print(hub.upload(staged, repository, private, message="Upload with lambdaresnet-zoo"))
+        if address:
+            print(address)
     return 0
 
 

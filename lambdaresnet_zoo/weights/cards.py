@@ -12,6 +12,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from .files import read_rows
 from .published import Figure, published_figure
+from .shipped import shipped_names
 
 __all__ = ["CIFAR10", "PLACE", "UNKNOWN_LICENSE", "Card", "known_card"]
 
@@ -39,6 +40,8 @@ class Card:
     """Of the model with its tag, the card's title."""
     architecture: str
     """The registered model."""
+    known: str = ""
+    """The model and tag of this package that these weights are, where that is sure."""
     summary: str = ""
     warning: str = ""
     license: str = UNKNOWN_LICENSE
@@ -81,8 +84,8 @@ class Card:
         return ModelCardData(
             license=self.license,
             library_name="timm",
-            pipeline_tag="image-classification",
-            tags=["image-classification", "timm", "transformers", "lambda-networks"],
+            pipeline_tag=self._task(),
+            tags=[self._task(), "timm", "transformers", "lambda-networks"],
             datasets=list(self.datasets) or None,
             base_model=self.base_model or None,
             model_name=self.name if results else None,
@@ -99,7 +102,11 @@ class Card:
         parts += ["## Citation", f"```bibtex\n{CITATION}\n```"]
         return "\n\n".join(part for part in parts if part) + "\n"
 
+    def _task(self) -> str:
+        return "image-classification" if self.classes else "image-feature-extraction"
+
     def _usage(self) -> str:
+        reader = f'pipeline("{self._task()}", "{PLACE}", trust_remote_code=True)'
         return f"""\
 ```python
 import lambdaresnet_zoo  # registers the model with timm: pip install lambdaresnet-zoo
@@ -113,13 +120,14 @@ With transformers, which then needs no import before (the package must be instal
 ```python
 from transformers import pipeline
 
-classify = pipeline("image-classification", "{PLACE}", trust_remote_code=True)
+model = {reader}
 ```"""
 
     def _facts(self) -> str:
         size = "x".join(map(str, self.input_size)) or "not stated"
         crop = f", centre crop of {self.crop_pct}" if self.crop_pct else ""
-        labels = "named in config.json" if self.labels else "in the data's usual order" if self.classes else ""
+        imagenet = self.known and self.classes == 1000
+        labels = "named in config.json" if self.labels else "ImageNet-1k's, in its order" if imagenet else "not named"
         lines = [
             f"- architecture: `{self.architecture}` of lambdaresnet-zoo, after LambdaNetworks (I. Bello, {PAPER})",
             f"- parameters: {self.params / 1e6:.2f} M" if self.params else "",
@@ -170,14 +178,15 @@ def known_card(model: str, tag: str) -> Card:
         tag: of the weights; unknown ones give a card that states nothing.
     """
     name = f"{model}.{tag}" if tag else model
-    figure = published_figure(model, tag)
-    if tag == "cifar10":
+    if name in shipped_names():
         return _cifar10(name, model)
+    figure = published_figure(model, tag)
     if not figure or not tag:
         return Card(name, model)
     return Card(
         name,
         model,
+        known=name,
         summary="One of the three lambda networks that R. Wightman trained for timm, on this package's lambda layer.",
         license=figure.license,
         datasets=(figure.dataset,),
@@ -205,6 +214,7 @@ def _cifar10(name: str, model: str) -> Card:
     return Card(
         name,
         model,
+        known=name,
         summary="A small LambdaResNet for 32x32 images. It ships inside lambdaresnet-zoo, where "
         f'`timm.create_model("{name}", pretrained=True)` needs no network.',
         license="apache-2.0",

@@ -1,9 +1,10 @@
-"""The weights that ship inside the package, checked against their digests before they are read."""
+"""Weights as files, checked against their digests before they are read; those that ship inside the package."""
 
 import hashlib
+import json
 from pathlib import Path
 
-__all__ = ["digest", "shipped_file", "shipped_names", "verify_shipped", "write_digests"]
+__all__ = ["digest", "shipped_file", "shipped_names", "verify_folder", "verify_shipped", "write_digests"]
 
 FOLDER = Path(__file__).parent / "files"
 DIGESTS = FOLDER / "SHA256SUMS"
@@ -37,6 +38,23 @@ def verify_shipped(file: str | None) -> None:
         raise RuntimeError(
             f"{path} is damaged: its sha256 is {found}, not {known.get(path.name)}: reinstall lambdaresnet-zoo"
         )
+
+
+def verify_folder(folder: Path) -> None:
+    """Check model.safetensors in a folder against the digest in its config.json, where one is recorded.
+
+    Raises:
+        RuntimeError: it is not the file that was written; names both digests.
+    """
+    path = folder / "model.safetensors"
+    try:
+        known = json.loads((folder / "config.json").read_text(encoding="utf-8"))["lambdaresnet_zoo"]["sha256"][
+            path.name
+        ]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return  # not written by this package
+    if path.is_file() and (found := digest(path)) != known:
+        raise RuntimeError(f"{path} is damaged, or another file: its sha256 is {found}, not {str(known)[:64]}")
 
 
 def digest(path: Path, start: "hashlib._Hash | None" = None) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,11 +18,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import lambdaresnet_zoo
+from lambdaresnet_zoo.conversion import matching
 from lambdaresnet_zoo.conversion.convert import Options, convert
 from lambdaresnet_zoo.conversion.single_layer import load_layer
 from lambdaresnet_zoo.errors import UserError
 from lambdaresnet_zoo.layers import LambdaLayer
-from lambdaresnet_zoo.weights import matching
 from lambdaresnet_zoo.weights.files import read_rows
 from lambdaresnet_zoo.weights.shipped import digest, shipped_file
 
@@ -195,7 +196,7 @@ class TestFolder:
         values, indices = expected(path).topk(5)
         names = ["ant", "bee", "cat", "dog", "eel", "fox", "gnu"]
         shown = [f"  {100 * v:6.2f}%  {names[i]}" for v, i in zip(values, indices, strict=True)]
-        assert out[-6:] == [str(path), *shown]
+        assert out[-7:-1] == [str(path), *shown]
         assert json.loads((tmp_path / "out" / "config.json").read_text())["label_names"] == names
         card = (tmp_path / "out" / "README.md").read_text()
         for text in ("license: mit", "data: photos of mine", "recipe: SGD", "classes: 7, named", "Converted by"):
@@ -232,6 +233,43 @@ class TestFolder:
         config = json.loads((tmp_path / "b" / "config.json").read_text())
         assert config["label_names"] == list("abcdefg") and config["pretrained_cfg"]["license"] == "mit"
         assert_loads_as(tmp_path / "b", tiny, tolerance=0.05)
+
+    def test_statements_survive_a_second_conversion(self, checkpoint, tmp_path):
+        stated = Options(license="cc-by-nc-4.0", data="photos of mine", recipe="SGD", label_names=list("abcdefg"))
+        convert(str(checkpoint), tmp_path / "a", stated)
+        convert(str(tmp_path / "a"), tmp_path / "b", Options(dtype=torch.float16))
+        card = (tmp_path / "b" / "README.md").read_text()
+        for text in ("license: cc-by-nc-4.0", "data: photos of mine", "recipe: SGD", "Stored in float16"):
+            assert text in card
+        convert(str(tmp_path / "b"), tmp_path / "c")  # half precision stays as it is
+        with safe_open(tmp_path / "c" / "model.safetensors", "pt") as file:
+            assert file.get_tensor("head.fc.weight").dtype == torch.float16
+
+    def test_figures_stay_with_what_was_measured(self, tmp_path):
+        convert("lambdaresnet32px.cifar10", tmp_path / "a")
+        convert(str(tmp_path / "a"), tmp_path / "again")
+        assert "82.31" in (tmp_path / "again" / "README.md").read_text()
+        convert(str(tmp_path / "a"), tmp_path / "half", Options(dtype=torch.float16))
+        card = (tmp_path / "half" / "README.md").read_text()
+        assert "82.31" not in card and "Stored in float16" in card
+
+    def test_a_card_tells_the_input_and_the_task(self, tmp_path):
+        save_file(timm.create_model(NAME, in_chans=5, num_classes=0).state_dict(), tmp_path / "a.safetensors")
+        convert(str(tmp_path / "a.safetensors"), tmp_path / "out")
+        card = (tmp_path / "out" / "README.md").read_text()
+        assert "input: 5x96x96" in card and "no classifier" in card
+        assert "image-classification" not in card and "image-feature-extraction" in card
+        config = json.loads((tmp_path / "out" / "config.json").read_text())
+        assert "AutoModelForImageClassification" not in config["auto_map"]
+
+    def test_names_by_number(self, checkpoint, tmp_path):
+        """timm takes a mapping where some classes have no name."""
+        convert(str(checkpoint), tmp_path / "a")
+        path = tmp_path / "a" / "config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "label_names": {"0": "ant", "6": "gnu"}}))
+        convert(str(tmp_path / "a"), tmp_path / "b")
+        names = json.loads((tmp_path / "b" / "config.json").read_text())["label_names"]
+        assert names == ["ant", "1", "2", "3", "4", "5", "gnu"]
 
     def test_a_tag_in_a_config_claims_nothing(self, tmp_path):
         """Fine-tuned weights keep the tag that they were started from; their card has no figures of others."""
@@ -305,7 +343,9 @@ class TestRefusals:
         one_line(command("convert", "nothing", out), "nothing: no such file or folder")
         one_line(command("convert", f"local-dir:{tmp_path / 'no'}", out), "no such folder")
         one_line(command("convert", tmp_path, out), "without weights")
-        one_line(command("convert", "lambdaresnet152", out), "lambdaresnet152: no such file")
+        one_line(command("convert", "lambdaresnet152", out), "no public weights", "--warm-start timm/resnetrs152")
+        one_line(command("convert", "", out), "SOURCE is empty")
+        one_line(command("convert", "x" * 300, out), "x" * 50)
         for name in ("a.safetensors", "b.safetensors"):
             save_file({"a": torch.ones(1)}, tmp_path / name)
         one_line(command("convert", tmp_path, out), "holds a.safetensors, b.safetensors")
@@ -318,12 +358,105 @@ class TestRefusals:
         one_line(command(*arguments, "--labels", tmp_path / "names.txt"), "names 2 classes, and the model has 1000")
         one_line(command(*arguments, "--labels", tmp_path / "no.txt"), "no.txt")
         one_line(command(*arguments, "--labels", draw("a.png")), "a.png", "text")
+        (tmp_path / "twice.txt").write_text("ant\nbee\nant\n")
+        one_line(command(*arguments, "--labels", tmp_path / "twice.txt"), "the class ant is named twice")
+        one_line(command(*arguments, "--license", "my licence\n# HACK"), "--license", "no identifier")
+        one_line(command(*arguments, "--drop", "*"), "leaves nothing")
         one_line(command(*arguments, "--drop", "nothing.*"), "nothing.*", "matches no key")
         one_line(command(*arguments, "--model", "lambdaresnet50"), "do not fit lambdaresnet50")
         one_line(command(*arguments, "--model", "lambdaresnet5O"), "lambdaresnet5O", "lambdaresnet50")
-        one_line(command(*arguments, "--model-kwargs", "colour=red"), "cannot be built", "colour")
+        one_line(command(*arguments, "--model-kwargs", "colour=red"), "--model-kwargs", "'colour' is none of")
+        for argument in ("pretrained=True", "checkpoint_path=/etc/passwd", "pretrained_cfg_overlay={}"):
+            one_line(command(*arguments, "--model-kwargs", argument), argument.split("=")[0], "is none of")
+        for argument in ("global_pool=bogus", "act_layer=nope", "self_attn_kwargs={'scope': 4}"):
+            one_line(command(*arguments, "--model", NAME, "--model-kwargs", argument), "cannot be built")
         one_line(command(*arguments, "--verify", tmp_path / "no.jpg"), "no.jpg")
         assert command(*arguments, "--model-kwargs", "red")[0] == 2
+
+    def test_a_report_that_cannot_be_written(self, command, tmp_path):
+        arguments = self.save(tmp_path)
+        before = (tmp_path / "a.pth").read_bytes()
+        for report in (tmp_path / "a.pth", tmp_path, tmp_path / "no" / "r.csv"):
+            one_line(command(*arguments, "--report", report), report, "name a file for the report")
+        assert (tmp_path / "a.pth").read_bytes() == before
+
+    def test_a_verification_that_cannot_be_done(self, command, tmp_path, draw):
+        image = draw("a.png")
+        arguments = self.save(tmp_path)
+        (tmp_path / "text.png").write_text("no image")
+        one_line(command(*arguments, "--verify", tmp_path / "text.png"), "text.png")
+        for change in ({"in_chans": 1}, {"num_classes": 0}):
+            save_file(timm.create_model(NAME, **change).state_dict(), tmp_path / "b.safetensors")
+            outcome = command("convert", tmp_path / "b.safetensors", tmp_path / "out", "--verify", image)
+            assert outcome[0] == 2 and "use one for RGB" in outcome[2][-1]
+            assert not (tmp_path / "out").exists()
+        torch.save(LambdaLayer(8, query_depth=2, num_heads=2, scope=3).state_dict(), tmp_path / "layer.pth")
+        one_line(command("convert", tmp_path / "layer.pth", tmp_path / "out", "--verify", image), "single lambda layer")
+        one_line(command("convert", tmp_path / "layer.pth", tmp_path / "out", "--license", "mit"), "takes no --license")
+
+    def test_parents_that_were_made_are_removed(self, command, tmp_path):
+        state = timm.create_model(NAME).state_dict()
+        state["head.fc.bias"][0] = 1e6
+        save_file(state, tmp_path / "a.safetensors")
+        (tmp_path / "mine").mkdir()
+        for place in (tmp_path / "p" / "q" / "r", tmp_path / "mine"):
+            one_line(command("convert", tmp_path / "a.safetensors", place, "--dtype", "float16"), "beyond the range")
+        assert not (tmp_path / "p").exists() and (tmp_path / "mine").is_dir()
+        assert command("convert", tmp_path / "a.safetensors", tmp_path / "mine")[0] == 0  # empty, so it may be used
+
+    def test_a_damaged_source_with_a_known_digest(self, command, checkpoint, tmp_path):
+        convert(str(checkpoint), tmp_path / "first")
+        weights = tmp_path / "first" / "model.safetensors"
+        known, content = digest(weights), bytearray(weights.read_bytes())
+        content[-1] ^= 1
+        weights.write_bytes(content)
+        one_line(command("convert", tmp_path / "first", tmp_path / "out"), known, digest(weights))
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"pretrained_cfg": None},
+            {"pretrained_cfg": []},
+            {"model_args": None},
+            {"model_args": {"pretrained": True}},
+            {"model_args": {"checkpoint_path": "/etc/passwd"}},
+            {"model_args": {"pretrained_cfg_overlay": {"hf_hub_id": "evil/tracker"}}},
+            {"model_args": {"global_pool": {"a": 1}}},
+            {"model_args": {"global_pool": "bogus"}},
+            {"label_names": 5},
+            {"label_names": ["a", "b"]},
+            {"label_names": [["a"]] * 7},
+            {"architecture": 3},
+            {"pretrained_cfg": {"license": "mit\n# HACK"}},
+            {"pretrained_cfg": {"license": "x" * 5000}},
+            {"pretrained_cfg": {"input_size": "junk"}},
+            {"pretrained_cfg": {"input_size": 5}},
+            {"pretrained_cfg": {"crop_pct": "abc"}},
+            {"pretrained_cfg": {"mean": "x"}},
+            {"pretrained_cfg": {"interpolation": "../x"}},
+            {"lambdaresnet_zoo": {"sha256": ["x"]}},
+            {"lambdaresnet_zoo": 3},
+        ],
+        ids=str,
+    )
+    def test_a_hostile_configuration(self, change, command, checkpoint, tmp_path, hub):
+        convert(str(checkpoint), tmp_path / "first", Options(label_names=list("abcdefg")))
+        path = tmp_path / "first" / "config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+        status, out, err = command("convert", tmp_path / "first", tmp_path / "out")
+        assert hub.requests == []
+        if change == {"lambdaresnet_zoo": {"sha256": ["x"]}}:  # no digest of the weights: nothing to check
+            assert status == 0
+            shutil.rmtree(tmp_path / "out")
+            return
+        one_line((status, out, err), "first")
+        assert len(err[0]) < 600
+
+    def test_configurations_that_are_no_json(self, command, checkpoint, tmp_path):
+        convert(str(checkpoint), tmp_path / "first")
+        for content in (b"{", b"[" * 100_000, b"\xff\xfe", b"[]", b"3"):
+            (tmp_path / "first" / "config.json").write_bytes(content)
+            one_line(command("convert", tmp_path / "first", tmp_path / "out"), "config.json")
 
     def test_a_place_that_is_taken(self, command, tmp_path):
         _, path, _ = self.save(tmp_path)

@@ -1,5 +1,6 @@
 """`lambdaresnet-zoo publish`, with the real client against a hub on the loopback, and back by timm."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -9,9 +10,11 @@ import timm
 import torch
 from command import one_line
 from models.timm_models import perturbed
+from safetensors.torch import save_file
 
 import lambdaresnet_zoo
 from lambdaresnet_zoo.conversion.convert import Options, convert
+from lambdaresnet_zoo.layers import LambdaLayer
 from lambdaresnet_zoo.weights.shipped import digest
 
 REPO = "me/tiny"
@@ -89,9 +92,10 @@ def test_timms_weights_as_hub_would_hold_them(source, hub, token, command, tmp_p
     status, _, err = command("publish", source, "me/lambdaresnet26t.c1_in1k")
     assert (status, err) == (0, [])
     files = hub.files("me/lambdaresnet26t.c1_in1k")
+    weights = files["model.safetensors"]
     stored = Path(lambdaresnet_zoo.__file__).parents[1] / "hub" / "lambdaresnet26t.c1_in1k"
     config, wanted = json.loads(files["config.json"]), json.loads((stored / "config.json").read_text())
-    assert config.pop("lambdaresnet_zoo").keys() == {"sha256"} and wanted.pop("lambdaresnet_zoo") == {}
+    assert config["lambdaresnet_zoo"].pop("sha256") == {"model.safetensors": hashlib.sha256(weights).hexdigest()}
     assert config == wanted
     assert files["lambdaresnet_zoo_remote.py"] == (stored / "lambdaresnet_zoo_remote.py").read_bytes()
     card = files["README.md"].decode()
@@ -101,6 +105,35 @@ def test_timms_weights_as_hub_would_hold_them(source, hub, token, command, tmp_p
     x = torch.randn(1, 3, 256, 256)
     with torch.inference_mode():
         assert (again(x) - theirs(x)).abs().max() <= 1e-5
+
+
+def test_a_folder_with_what_it_lacked(hub, token, checkpoint, command, tmp_path):
+    """A licence that convert was not given; the weights stay as they are."""
+    convert(str(checkpoint), tmp_path / "out", Options(data="photos of mine"))
+    assert command("publish", tmp_path / "out", REPO, "--license", "mit")[0] == 0
+    card = hub.files(REPO)["README.md"].decode()
+    assert "license: mit" in card and "data: photos of mine" in card
+    assert hub.files(REPO)["model.safetensors"] == (tmp_path / "out" / "model.safetensors").read_bytes()
+
+
+def test_a_warm_start_says_so_wherever_it_goes(hub, token, command, tmp_path):
+    save_file(timm.create_model("resnetrs50").state_dict(), tmp_path / "rs50.safetensors")
+    convert(str(tmp_path / "rs50.safetensors"), tmp_path / "lambdaresnet50", Options(warm_start=True, license="mit"))
+    convert(str(tmp_path / "lambdaresnet50"), tmp_path / "again", Options(dtype=torch.bfloat16))
+    assert command("publish", tmp_path / "again", REPO)[0] == 0
+    assert "This is no trained LambdaResNet" in hub.files(REPO)["README.md"].decode()
+    card = (tmp_path / "again" / "README.md").read_text()
+    (tmp_path / "again" / "README.md").write_text(card.replace("This is no trained", "This is a trained"))
+    one_line(command("publish", tmp_path / "again", REPO), "has lost 'This is no trained LambdaResNet")
+
+
+def test_a_repository_whose_weights_were_exchanged(hub, folder, checkpoint, command):
+    """Its configuration records the digest of others."""
+    files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    hub.add("you/swapped", {**files, "model.safetensors": checkpoint.read_bytes()})
+    with pytest.raises(RuntimeError, match=f"is {digest(checkpoint)}, not {digest(folder / 'model.safetensors')}"):
+        timm.create_model("hf-hub:you/swapped", pretrained=True)
+    one_line(command("convert", "you/swapped", folder.parent / "new"), digest(checkpoint))
 
 
 def test_a_dry_run_asks_nothing(hub, folder, command):
@@ -137,10 +170,14 @@ class TestRefusals:
         convert(str(checkpoint), tmp_path / "out")
         one_line(command("publish", tmp_path / "out", REPO), tmp_path / "out", "states no licence")
 
-    @pytest.mark.parametrize("name", sorted(FILES - {"config.json"}))
+    @pytest.mark.parametrize("name", ["README.md", "model.safetensors"])
     def test_a_file_is_missing(self, name, folder, command):
         (folder / name).unlink()
         one_line(command("publish", folder, REPO), folder, f"has no {name}")
+
+    def test_a_configuration_is_missing(self, folder, command):
+        (folder / "config.json").unlink()
+        one_line(command("publish", folder, REPO), folder, "has no config.json")
 
     def test_other_weights_than_were_converted(self, folder, command):
         content = bytearray((folder / "model.safetensors").read_bytes())
@@ -155,6 +192,8 @@ class TestRefusals:
             ("license: mit", "license: [", "no valid YAML"),
             ("import lambdaresnet_zoo", "", "import lambdaresnet_zoo"),
             ("library_name: timm", "library_name: other", "library_name"),
+            ("license: mit", "license: apache-2.0", "make them agree"),
+            ("license: mit", "license: banana split", "no identifier"),
         ],
     )
     def test_a_card_that_was_spoilt(self, old, new, part, folder, command):
@@ -168,7 +207,17 @@ class TestRefusals:
         (folder / "config.json").write_text(json.dumps({**config, "architecture": "lambdaresnet50"}))
         one_line(command("publish", folder, REPO), "does not load in timm")
         (folder / "config.json").write_text("{")
-        one_line(command("publish", folder, REPO), "config.json", "sha256")
+        one_line(command("publish", folder, REPO), "config.json")
+        (folder / "config.json").write_text(json.dumps({**config, "lambdaresnet_zoo": {}}))
+        one_line(command("publish", folder, REPO), "config.json", "states no sha256")
+        (folder / "config.json").write_text(json.dumps({**config, "model_args": {"num_classes": 7}}))
+        one_line(command("publish", folder, REPO), "num_classes", "transformers")
 
-    def test_options_of_a_conversion_that_is_done(self, folder, command):
-        one_line(command("publish", folder, REPO, "--dtype", "float16"), "converted already")
+    def test_code_that_was_spoilt(self, folder, command):
+        """Readers would run it."""
+        (folder / "lambdaresnet_zoo_remote.py").write_text("import os")
+        one_line(command("publish", folder, REPO), "lambdaresnet_zoo_remote.py", "not what convert writes")
+
+    def test_a_layer_is_no_model(self, command, tmp_path):
+        torch.save(LambdaLayer(8, query_depth=2, num_heads=2, scope=3).state_dict(), tmp_path / "layer.pth")
+        one_line(command("publish", tmp_path / "layer.pth", REPO), "single lambda layer")
