@@ -18,7 +18,7 @@ from ..weights.folder import check_place, write_folder, write_model
 from ..weights.reading import Checkpoint, check_values, read_checkpoint
 from .config import check_arguments
 from .formats import OWN, Translation, translate
-from .matching import fill, find_model, model_arguments
+from .matching import MisfitError, fill, find_model, model_arguments
 from .report import Report, Row
 from .single_layer import write_layer
 from .sources import Source, find_source
@@ -82,9 +82,9 @@ def convert(source: str, folder: Path, options: Options = Options()) -> Report:
     try:
         return (_warm_start if options.warm_start else _convert)(found, checkpoint, folder, options)
     except UserError as error:
-        if str(error).startswith((f"{source}:", f"{source} ", f"{folder} ")):
-            raise
-        raise UserError(f"{source}: {error}") from error
+        if not str(error).startswith((f"{source}:", f"{source} ", f"{folder} ")):
+            error.args = (f"{source}: {error}",)
+        raise
 
 
 def _convert(found: Source, checkpoint: Checkpoint, folder: Path, options: Options) -> Report:
@@ -103,8 +103,9 @@ def _convert(found: Source, checkpoint: Checkpoint, folder: Path, options: Optio
         del arguments["global_pool"]
     try:
         model, filled = fill(name, translation.state, translation.sources, arguments)
-    except UserError as error:
-        raise UserError(f"{error}{HINT}") from error
+    except MisfitError as error:
+        error.args = (f"{error}{HINT}",)
+        raise
     statements: dict[str, Any] = dict(found.config.statements)
     # A tag in a config proves nothing: fine-tuned weights keep the one that they were started from.
     card = known_card(*found.known.split(".")) if found.known else replace(Card(name, name), **statements)

@@ -12,7 +12,16 @@ from ..errors import UserError, first_line
 from ..registry import check_name, list_models
 from .report import Row
 
-__all__ = ["fill", "find_model", "model_arguments"]
+__all__ = ["MisfitError", "fill", "find_model", "model_arguments"]
+
+
+class MisfitError(UserError):
+    """Weights do not fit a network; ``rows`` are all that speak against it."""
+
+    def __init__(self, message: str, rows: list[Row]) -> None:
+        super().__init__(message)
+        self.rows = rows
+
 
 COUNTER = "num_batches_tracked"  # of batch norm: torch before 0.4.1 saved none, and evaluation needs none
 
@@ -41,9 +50,10 @@ def find_model(state: Mapping[str, Tensor], candidates: Iterable[str] = ()) -> s
     if found:
         raise UserError(f"these weights fit {', '.join(found)}: name one with --model")
     nearest = min(names, key=lambda name: len(misfits[name]))
-    raise UserError(
+    raise MisfitError(
         f"these weights fit no model of this package; the nearest is {nearest}, where {_told(misfits[nearest])}; "
-        "name the model with --model, and options that it was built with by --model-kwargs"
+        "name the model with --model, and options that it was built with by --model-kwargs",
+        misfits[nearest],
     )
 
 
@@ -52,7 +62,7 @@ def model_arguments(name: str, state: Mapping[str, Tensor]) -> dict[str, Any]:
     cfg = _cfg(name)
     arguments: dict[str, Any] = {}
     head = state.get(f"{cfg['classifier']}.weight")
-    classes = 0 if head is None else head.shape[0]
+    classes = head.shape[0] if head is not None and head.ndim else 0
     if classes != cfg["num_classes"]:
         arguments["num_classes"] = classes
     stem = state.get(f"{cfg['first_conv']}.weight")
@@ -86,7 +96,7 @@ def fill(
         raise UserError(f"model '{name}' cannot be built with {told}: {first_line(error)[:200]}") from error
     own = model.state_dict()
     if misfits := _differences({key: tuple(value.shape) for key, value in own.items()}, state):
-        raise UserError(f"these weights do not fit {name}: {_told(misfits)}")
+        raise MisfitError(f"these weights do not fit {name}: {_told(misfits)}", misfits)
     rows = []
     filled = dict(state)
     for key, value in own.items():
@@ -102,7 +112,7 @@ def fill(
     return model, rows
 
 
-def _misfits(name: str, state: Mapping[str, Tensor]) -> list[str]:
+def _misfits(name: str, state: Mapping[str, Tensor]) -> list[Row]:
     """Keys that speak against a model, its classes, channels and input size left open."""
     cfg = _cfg(name)
     shapes = dict(_shapes(name))
@@ -121,20 +131,21 @@ def _misfits(name: str, state: Mapping[str, Tensor]) -> list[str]:
     return _differences(shapes, state)
 
 
-def _differences(shapes: Mapping[str, tuple[int, ...]], state: Mapping[str, Tensor]) -> list[str]:
-    missing = [f"{key} {shape} is missing" for key, shape in shapes.items() if key not in state and COUNTER not in key]
-    unknown = [f"{key} {tuple(value.shape)} is unknown" for key, value in state.items() if key not in shapes]
-    shaped = [
-        f"{key} is {tuple(state[key].shape)}, not {shape}"
-        for key, shape in shapes.items()
-        if key in state and tuple(state[key].shape) != shape
+def _differences(shapes: Mapping[str, tuple[int, ...]], state: Mapping[str, Tensor]) -> list[Row]:
+    shared = [key for key in shapes if key in state]
+    misshapen = [key for key in shared if tuple(state[key].shape) != shapes[key]]
+    return [
+        *(Row("misshapen", key, f"not {shapes[key]}", tuple(state[key].shape)) for key in misshapen),
+        *(Row("missing", "", key, shapes[key]) for key in shapes if key not in state and COUNTER not in key),
+        *(Row("unknown", key, "", tuple(value.shape)) for key, value in state.items() if key not in shapes),
     ]
-    return shaped + missing + unknown
 
 
-def _told(misfits: list[str], most: int = 3) -> str:
+def _told(misfits: list[Row], most: int = 3) -> str:
+    told = {"misshapen": "{0.source} is {0.shape}, {0.key}", "missing": "{0.key} {0.shape} is missing"}
+    shown = [told.get(row.status, "{0.source} {0.shape} is unknown").format(row) for row in misfits[:most]]
     more = f", and {len(misfits) - most} more" if len(misfits) > most else ""
-    return "; ".join(misfits[:most]) + more
+    return "; ".join(shown) + more
 
 
 def _input_size(name: str, state: Mapping[str, Tensor], default: tuple[int, int]) -> tuple[int, int]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..weights.files import write_rows
 
-__all__ = ["Report", "Row"]
+__all__ = ["Report", "Row", "write_report"]
 
 STATUSES = ("mapped", "folded", "filled", "initialised", "left")
 SHOWN = 10  # of each, in the summary
@@ -19,7 +19,8 @@ class Row:
     """One tensor."""
 
     status: str
-    """``mapped``, ``folded`` into another, ``filled`` (a counter that the source lacks), ``initialised``, ``left``."""
+    """``mapped``, ``folded`` into another, ``filled`` (a counter that the source lacks), ``initialised``, ``left``;
+    of weights that do not fit, ``misshapen``, ``missing``, ``unknown``."""
     source: str
     """Its name in the source, empty where it has none."""
     key: str
@@ -57,8 +58,9 @@ class Report:
                 lines.append(f"  {status}: {len(rows) - SHOWN} more; --report FILE writes a row for each")
         return "\n".join(lines)
 
-    def write(self, path: Path) -> None:
-        """Every row as csv."""
-        columns = ("status", "source", "key", "shape")
-        values = ((row.status, row.source, row.key, "x".join(map(str, row.shape))) for row in self.rows)
-        write_rows(path, [dict(zip(columns, row, strict=True)) for row in values])
+
+def write_report(path: Path, rows: Sequence[Row]) -> None:
+    """Write every row as csv."""
+    columns = ("status", "source", "key", "shape")
+    values = ((row.status, row.source, row.key, "x".join(map(str, row.shape))) for row in rows)
+    write_rows(path, [dict(zip(columns, row, strict=True)) for row in values])

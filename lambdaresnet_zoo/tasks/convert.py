@@ -5,6 +5,8 @@ import shutil
 from pathlib import Path
 
 from ..conversion.convert import Options, convert
+from ..conversion.matching import MisfitError
+from ..conversion.report import write_report
 from ..errors import UserError
 from . import predict
 from .images import image_problem, open_image
@@ -20,7 +22,8 @@ def run(source: str, folder: Path, options: Options, verify: str | None = None, 
         folder: as ``conversion.convert.convert``.
         options: as ``conversion.convert.convert``.
         verify: an image whose five most probable classes to print, by the folder that was written.
-        report: a csv file to write, with a row for every tensor.
+        report: a csv file to write, with a row for every tensor; or, of weights that fit no model, for
+            every one that speaks against it.
 
     Returns:
         The exit status, 0.
@@ -33,12 +36,17 @@ def run(source: str, folder: Path, options: Options, verify: str | None = None, 
         _check_image(verify)
     if report is not None and (os.path.lexists(report) or not report.absolute().parent.is_dir()):
         raise UserError(f"{report}: name a file for the report that does not exist, in a folder that does")
-    converted = convert(source, folder, options)
+    try:
+        converted = convert(source, folder, options)
+    except MisfitError as error:
+        if report is not None:
+            write_report(report, error.rows)
+        raise
     try:
         if verify is not None and not converted.is_model:
             raise UserError(f"{source} holds a single lambda layer: --verify cannot predict with it")
         if report is not None:
-            converted.write(report)
+            write_report(report, converted.rows)
         print(converted.summary())
         if verify is not None and predict.run([verify], f"local-dir:{folder}"):
             raise UserError(f"{verify}: cannot be predicted by {source}")

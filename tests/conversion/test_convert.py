@@ -380,6 +380,20 @@ class TestRefusals:
             one_line(command(*arguments, "--report", report), report, "name a file for the report")
         assert (tmp_path / "a.pth").read_bytes() == before
 
+    def test_weights_that_do_not_fit_are_reported_in_full(self, command, tmp_path):
+        state = timm.create_model(NAME).state_dict()
+        for key in list(state)[:4]:
+            del state[key]
+        state |= {"head.fc.bias": torch.ones(3), "teacher.weight": torch.ones(2)}
+        torch.save(state, tmp_path / "a.pth")
+        arguments = ["convert", tmp_path / "a.pth", tmp_path / "out", "--report", tmp_path / "r.csv", "--model", NAME]
+        one_line(command(*arguments), "head.fc.bias is (3,), not (1000,)", "more", "--drop")
+        rows = read_rows(tmp_path / "r.csv")
+        own = list(timm.create_model(NAME).state_dict())
+        assert [row["key"] for row in rows if row["status"] == "missing"] == own[:4]
+        assert {row["source"]: row["shape"] for row in rows if row["status"] == "unknown"} == {"teacher.weight": "2"}
+        assert [row["source"] for row in rows if row["status"] == "misshapen"] == ["head.fc.bias"]
+
     def test_a_verification_that_cannot_be_done(self, command, tmp_path, draw):
         image = draw("a.png")
         arguments = self.save(tmp_path)
