@@ -198,6 +198,8 @@ class _Loop:
         if batch.problems and not skip:
             name, problem = batch.problems[0]
             raise UserError(f"{name}: {problem}; or leave such images out with --skip-bad")
+        if batch.broken:
+            raise UserError(batch.broken)
         self.bad += batch.problems
         if batch.lowest < 0:
             raise UserError(f"an image has the class {batch.lowest}: this split has no labels; choose another --split")

@@ -67,7 +67,9 @@ class Options:
         names: tuple[str, ...] = ("dataset", "split", "class_map", "input_key", "target_key", "img_size", "crop_pct")
         names += ("crop_mode", "interpolation", "channels_last", "torchcompile", "real_labels", "valid_labels")
         names += ("skip_bad",)
-        told = [f"{name}={value}" for name in names if (value := getattr(self, name)) not in ("", None, False)]
+        told = [
+            f"{name}={_content(value)}" for name in names if (value := getattr(self, name)) not in ("", None, False)
+        ]
         return " ".join([*told, f"amp={self.amp_dtype}"] if self.amp else told)
 
 
@@ -200,7 +202,8 @@ def _row(
     dataset = identify(classes, found.count + len(found.bad), options.real_labels is not None)
     figure = reference(name, dataset, found.count, config["input_size"][-1]) if not options.checkpoint else {}
     notes = [classes.note, figure.get("note", "")]
-    if data.count is not None and found.seen + len(found.bad) != data.count and not found.partial:
+    short = data.count is not None and found.seen + len(found.bad) != data.count and not found.partial
+    if short:
         notes.append(f"the data declares {data.count} images and holds {found.seen + len(found.bad)}")
     if found.partial:
         notes.append("interrupted: " + ("what this process had measured" if processes > 1 else "what was measured"))
@@ -215,7 +218,7 @@ def _row(
         "top5": f"{top5:.4f}",
         "loss": f"{found.loss:.6f}",
         "count": found.count,
-        "status": "partial" if found.partial else "incomplete" if found.bad else "complete",
+        "status": "partial" if found.partial else "incomplete" if found.bad or short else "complete",
         "bad": len(found.bad),
         "published_top1": figure.get("top1", ""),
         "difference": f"{top1 - float(figure['top1']):+.4f}" if figure else "",
@@ -240,15 +243,19 @@ def _row(
 
 
 def _key(name: str, options: Options) -> dict[str, str]:
-    checkpoint = Path(options.checkpoint)
-    weights = f"{checkpoint}@{digest(checkpoint)[:12]}" if options.checkpoint and checkpoint.is_file() else ""
     data = os.path.abspath(options.data) if options.data else options.dataset
     return {
         "model": name,
-        "checkpoint": weights or options.checkpoint,
+        "checkpoint": _content(options.checkpoint),
         "data": data,
         "options": options.told(),
     }
+
+
+def _content(value: Any) -> str:
+    """An option; a file with the start of its digest, as a rerun may find another one of that name."""
+    is_file = isinstance(value, str) and value and Path(value).is_file()
+    return f"{value}@{digest(Path(value))[:12]}" if is_file else str(value)
 
 
 def _fit(model: nn.Module, size: tuple[int, ...]) -> None:

@@ -1,6 +1,7 @@
 """Which data a user means: a folder, a tar, parquet, webdataset or what timm's names stand for, opened by timm."""
 
 import json
+import logging
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,6 +68,8 @@ def open_source(source: Source, process: int = 0, processes: int = 1, named: boo
     name, root, split = _resolve(source)
     kind = name.partition("/")[0].lower()
     try:
+        if kind in ("hfds", "hfids"):
+            _quiet()
         dataset = _open(source, kind, name, root, split)
     except ImportError as error:
         package = "webdataset" if kind == "wds" else "datasets"
@@ -170,9 +173,9 @@ def _hub_split(name: str) -> str:
     if kind.lower() not in ("hfds", "hfids"):
         return ""
     try:
+        _quiet()
         import datasets
 
-        datasets.disable_progress_bars()
         return _first_known(rest, [str(split) for split in datasets.get_dataset_split_names(rest)])
     except ImportError:
         return ""  # told on opening
@@ -180,6 +183,14 @@ def _hub_split(name: str) -> str:
         raise
     except Exception as error:
         raise UserError(f"{name} cannot be read: {first_line(error)}") from error
+
+
+def _quiet() -> None:
+    """Hugging Face datasets tells errors twice, and shows bars of its own."""
+    import datasets
+
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(logging.CRITICAL)
 
 
 def _first_known(path: object, splits: list[str]) -> str:

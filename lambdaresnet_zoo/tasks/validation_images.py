@@ -31,6 +31,8 @@ class Sample(NamedTuple):
     target: int = 0
     name: str = ""
     problem: str = ""
+    ends: bool = False
+    """Nothing can be read after it."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,8 @@ class Batch:
     """Of the images, empty strings where they were not asked for."""
     problems: tuple[tuple[str, str], ...]
     """Name of and reason for each image that is left out."""
+    broken: str
+    """Why nothing can be read after this batch; mostly empty."""
     lowest: int
     highest: int
     """Of the classes, known without asking the device."""
@@ -65,12 +69,14 @@ class Collate:
     def __call__(self, samples: list[Sample]) -> tuple[Tensor, Batch]:
         """Called by the loader's workers."""
         good = [sample for sample in samples if not sample.problem]
-        bad = tuple((sample.name, sample.problem) for sample in samples if sample.problem)
+        bad = tuple((sample.name, sample.problem) for sample in samples if sample.problem and not sample.ends)
+        broken = next((f"{sample.name}: {sample.problem}" for sample in samples if sample.ends), "")
         if not good:
-            return torch.zeros((0, *self.input_size), dtype=torch.uint8), Batch(torch.zeros(0).long(), (), bad, 0, 0)
+            none = Batch(torch.zeros(0).long(), (), bad, broken, 0, 0)
+            return torch.zeros((0, *self.input_size), dtype=torch.uint8), none
         images, targets = fast_collate([(sample.image, sample.target) for sample in good])
         names = tuple(sample.name for sample in good)
-        return images, Batch(targets, names, bad, int(targets.min()), int(targets.max()))
+        return images, Batch(targets, names, bad, broken, int(targets.min()), int(targets.max()))
 
 
 class IndexedImages(Dataset):
@@ -136,7 +142,14 @@ class StreamedImages(IterableDataset):
     def __iter__(self) -> Iterator[Sample]:
         self.reader._lazy_init()  # finds out which worker this is
         samples = self._webdataset() if hasattr(self.reader, "split_info") else self._examples()
-        for name, read in samples:
+        while True:
+            try:
+                name, read = next(samples)
+            except StopIteration:
+                return
+            except Exception as error:  # of a tar, a file or the network, not of one image
+                yield Sample(None, 0, *_breach(error), ends=True)
+                return
             try:
                 image, target = read()
                 image = self.transform(image)
@@ -192,6 +205,13 @@ class StreamedImages(IterableDataset):
         if not self.reader.remap_class:
             return target
         return remap_target(target, self.reader.class_to_idx, self.reader._source_names)
+
+
+def _breach(error: Exception) -> tuple[str, str]:
+    """Name of what is damaged, and how; webdataset adds the shard to an error's arguments."""
+    shard = error.args[-1] if len(error.args) > 1 and isinstance(error.args[-1], str) else "the data"
+    text = str(error.args[0]) if error.args else type(error).__name__
+    return shard, f"cannot be read on ({text.splitlines()[0].split(' @ ')[0]}); get it again"
 
 
 def _problem(error: Exception) -> str:

@@ -25,7 +25,8 @@ FIELDS = (
     *KEY[:1], "top1", "top1_low", "top1_high", "top5", "loss", "count", "status", "bad", "published_top1",
     "difference", "published_source", "dataset", *KEY[1:], "split", "img_size", "crop_pct", "crop_mode",
     "interpolation", "precision", "images_per_second", "seconds", "peak_memory_mb", "peak_memory_of",
-    "batch_size", "workers", "processes", "device", "threads", "params_m", "torch", "timm", "lambdaresnet_zoo", "python",
+    "batch_size", "workers", "processes", "device", "threads", "params_m", "torch", "timm", "lambdaresnet_zoo",
+    "python",
 )  # fmt: skip
 COMPLETE, PARTIAL = "complete", "partial"
 

@@ -55,7 +55,7 @@ def test_damaged_images_are_left_out_counted_and_listed(validate, tmp_path, rows
     more = ["--dataset", f"hfids/{data}"] if kind == "hfids" else ["--data", data]
     status, out, err = validate(*more, "--skip-bad", "--results", path, "--batch-size", 1)
     row = row_of(path)
-    assert status == 0 and len(err) == 2 and "009" in err[0] and "017" in err[1]
+    assert status == 0 and len(err) == 2 and all(any(name in line for line in err) for name in ("009", "017"))
     assert all(line.startswith("left out: ") for line in err)
     assert "[incomplete]" in out[0] and any("2 left out" in line for line in out)
     assert row["bad"] == "2" and row["status"] == "incomplete" and row["count"] == str(COUNT - 2)
@@ -66,8 +66,8 @@ def test_a_truncated_tar_of_webdataset_stops_the_run(validate, tmp_path, rows):
     data = write_shards(tmp_path / "wds", rows)
     shard = data / "test-1.tar"
     os.truncate(shard, shard.stat().st_size // 2)
-    outcome = validate("--data", data)
-    one_line(outcome, "test-1.tar")
+    for more in ((), ("--workers", 2), ("--skip-bad",)):
+        one_line(validate("--data", data, *more), "test-1.tar", "unexpected end of data", "get it again")
 
 
 def test_missing_empty_and_foreign_data(validate, tmp_path):
@@ -201,7 +201,7 @@ def test_real_labels_score_images_that_have_any(command, tmp_path, rows, thousan
     assert (row["count"], row["top1"], row["dataset"]) == ("2", "50.0000", "imagenet-real")
     assert command(*base, "--real-labels")[0] == 0  # timm's own copy
     assert row_of(tmp_path / "rows.csv")["count"] in ("1", "2", "3")
-    real.write_text("[[1]]")
+    real.write_text("[[1]]")  # another content, so no run of it is finished
     one_line(command(*base, "--real-labels", real), "real.json", "50000")
 
 
@@ -222,7 +222,7 @@ def test_the_interval_is_wilsons():
         for bound in wilson(correct, count):
             share = bound / 100
             distance = 1.959963984540054 * math.sqrt(share * (1 - share) / count)
-            assert abs(correct / count - share) == pytest.approx(distance, abs=1e-9)
+            assert abs(correct / count - share) == pytest.approx(distance, abs=1e-6)
     assert wilson(0, 0) == (0, 100)
 
 
