@@ -116,7 +116,14 @@ def _add_validate(parser: argparse.ArgumentParser) -> None:
     add("--class-map", default="", metavar="FILE", help="classes of the model in its order, a line each as in the data")
     add("--input-key", metavar="KEY", help="where the data has its images")
     add("--target-key", metavar="KEY", help="where the data has its classes")
-    add("--real-labels", nargs="?", const="", metavar="FILE", help="ImageNet-ReaL's labels (timm's copy of real.json)")
+    add(
+        "--real-labels",
+        nargs="?",
+        default="",
+        const="timm",
+        metavar="FILE",
+        help="ReaL's labels (timm's copy)",
+    )
     add("--valid-labels", default="", metavar="FILE", help="numbers of the outputs to compare, a line each")
     add("--checkpoint", default="", metavar="FILE", help="weights to use instead of the model's own")
     add("--num-classes", type=_count, metavar="N", help="classes that the model must have")

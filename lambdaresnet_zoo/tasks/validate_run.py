@@ -54,7 +54,7 @@ class Options:
     amp_dtype: str = "float16"
     channels_last: bool = False
     torchcompile: str = ""
-    real_labels: str | None = None
+    real_labels: str = ""
     valid_labels: str = ""
     skip_bad: bool = False
     per_class: str = ""
@@ -67,9 +67,8 @@ class Options:
         names: tuple[str, ...] = ("dataset", "split", "class_map", "input_key", "target_key", "img_size", "crop_pct")
         names += ("crop_mode", "interpolation", "channels_last", "torchcompile", "real_labels", "valid_labels")
         names += ("skip_bad",)
-        told = [
-            f"{name}={_content(value)}" for name in names if (value := getattr(self, name)) not in ("", None, False)
-        ]
+        given = [(name, getattr(self, name)) for name in names]
+        told = [f"{name}={_content(value)}" for name, value in given if value not in ("", None, False)]
         return " ".join([*told, f"amp={self.amp_dtype}"] if self.amp else told)
 
 
@@ -159,7 +158,7 @@ def _one(
     config = resolve_input(model, options.img_size, options.crop_pct, options.crop_mode, options.interpolation)
     _fit(model, config["input_size"][1:])
     source = Source(**{field.name: getattr(options, field.name) for field in fields(Source)})
-    real = read_real_labels(options.real_labels) if options.real_labels is not None else None
+    real = read_real_labels(options.real_labels) if options.real_labels else None
     data = open_source(source, process, processes, named=real is not None)
     valid = read_valid_labels(options.valid_labels) if options.valid_labels else ()
     classes = match_classes(model, data.classes, valid, mapped=bool(options.class_map))
@@ -199,7 +198,7 @@ def _row(
     processes: int,
 ) -> tuple[dict[str, Any], list[str]]:
     """A row of the results, and what is to be said with it."""
-    dataset = identify(classes, found.count + len(found.bad), options.real_labels is not None)
+    dataset = identify(classes, found.count + len(found.bad), bool(options.real_labels))
     figure = reference(name, dataset, found.count, config["input_size"][-1]) if not options.checkpoint else {}
     notes = [classes.note, figure.get("note", "")]
     short = data.count is not None and found.seen + len(found.bad) != data.count and not found.partial

@@ -155,13 +155,13 @@ def read_real_labels(path: str) -> dict[str, list[int]]:
     """ImageNet-ReaL's classes for each file name of ImageNet's validation images; some have none.
 
     Args:
-        path: of real.json as its authors publish it; empty for timm's own copy.
+        path: of real.json as its authors publish it; ``timm`` for the copy that timm has.
 
     Raises:
         UserError: there is no such file, or it holds something else.
     """
     try:
-        return RealLabelsImagenet(range(REAL_IMAGES), path or None).real_labels
+        return RealLabelsImagenet(range(REAL_IMAGES), None if path == "timm" else path).real_labels
     except (OSError, ValueError, TypeError, AssertionError) as error:
         raise UserError(
             f"--real-labels {path} does not hold ImageNet-ReaL's {REAL_IMAGES} lists: {first_line(error)}"
