@@ -80,7 +80,8 @@ def compare(script: Path, options: list[str], pairs: int = 5, data_name: str = "
             start = time.perf_counter()
             found[which] = _timm(script, options) if which == "timm" else _own(options)
             times[which].append(time.perf_counter() - start)
-            print(f"pair {pair + 1}/{pairs} {which}: {times[which][-1]:.2f} s, {found[which]}", file=sys.stderr)
+            digits = ", ".join(f"{key} {found[which][key]}" for key in ("top1", "top5", "loss"))
+            print(f"pair {pair + 1}/{pairs} {which}: {times[which][-1]:.2f} s, {digits}", file=sys.stderr)
     ratios = [own / timm for own, timm in zip(times["own"], times["timm"], strict=True)]
     own, timm = found["own"], found["timm"]
     count = int(own["count"])

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..errors import UserError, first_line
+from .processes import gather
 from .validation_classes import Classes
 from .validation_data import Validation
 from .validation_images import Batch, Collate
@@ -260,12 +261,11 @@ class _Loop:
 
 
 def _over_processes(own: Measurement) -> Measurement:
-    distributed = torch.distributed
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return own
-    gathered: list[Any] = [None] * distributed.get_world_size()
     try:
-        distributed.all_gather_object(gathered, own)
+        gathered = gather(own)
+    except KeyboardInterrupt:  # while waiting for the others
+        own.partial = True
+        return own
     except RuntimeError as error:
         raise UserError(f"another process has stopped: {first_line(error)}") from error
     return Measurement(

@@ -3,26 +3,25 @@
 import fnmatch
 import os
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from timm.utils.distributed import init_distributed_device_so, is_distributed_env
 from torch import nn
 
-from ..errors import UserError, first_line
+from ..errors import UserError
 from ..registry import list_models
-from ..weights.files import write_rows
 from ..weights.shipped import digest
 from .loading import load_model
+from .processes import SharedError, take_part, together
 from .validate import Loading, Measurement, Precision, measure, resolve_input
 from .validation_classes import Classes, identify, match_classes, read_real_labels, read_valid_labels
 from .validation_data import Source, Validation, open_source
-from .validation_report import Results, environment, has_figure, peak_memory, reference, table, wilson
+from .validation_report import Results, environment, has_figure, peak_memory, reference, table, wilson, write_classes
 
 __all__ = ["Options", "run"]
 
@@ -84,7 +83,7 @@ def run(options: Options) -> int:
     Raises:
         UserError: nothing can be measured.
     """
-    with _processes(options.device) as (device, process, processes):
+    with take_part(options.device) as (device, process, processes):
         names = _names(options)
         results = Results(options.results) if options.results else None
         status = 0
@@ -92,39 +91,26 @@ def run(options: Options) -> int:
             try:
                 row, measured = _one(name, options, device, process, processes, results)
             except UserError as error:
+                told = process and isinstance(error, SharedError)
+                if len(names) == 1 and told:
+                    return 2
                 if len(names) == 1:
                     raise
-                print(f"error: {name}: {error}", file=sys.stderr)
+                if not told:
+                    print(f"error: {name}: {error}", file=sys.stderr)
                 status = 1
                 continue
             if measured is not None:
                 if results and not process:
                     results.add(row)
                 if options.per_class and not process:
-                    _write_classes(options.per_class, measured[0], measured[1])
+                    write_classes(options.per_class, measured[0].per_class, measured[1].names)
                 for path, problem in measured[0].bad:
                     print(f"left out: {path}: {problem}", file=sys.stderr)
             status = max(status, _verdict(row, options))
             if row["status"] == "partial":
                 return INTERRUPTED
         return status
-
-
-@contextmanager
-def _processes(device: str) -> Iterator[tuple[torch.device, int, int]]:
-    """Device, number of this process and of all; sets up torch.distributed under torchrun."""
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if not is_distributed_env():
-        yield torch.device(device), 0, 1
-        return
-    try:
-        found = init_distributed_device_so(device)
-    except (AssertionError, RuntimeError, ValueError) as error:
-        raise UserError(f"device '{device}' cannot be used by these processes: {first_line(error)}") from error
-    try:
-        yield torch.device(found["device"]), found["global_rank"], found["world_size"]
-    finally:
-        torch.distributed.destroy_process_group()
 
 
 def _names(options: Options) -> list[str]:
@@ -142,26 +128,19 @@ def _names(options: Options) -> list[str]:
 def _one(
     name: str, options: Options, device: torch.device, process: int, processes: int, results: Results | None
 ) -> tuple[dict[str, Any], tuple[Measurement, Classes] | None]:
-    """The row of one model, and what was measured; nothing where the results have it already."""
-    if options.tolerance is not None and not has_figure(name):
-        raise UserError(f"--tolerance compares with a published figure, and '{name}' has none; leave the option out")
+    """The row of one model, and what was measured; nothing where the results have it already.
+
+    Raises:
+        SharedError: it cannot begin, and all processes know.
+        UserError: it cannot go on.
+    """
     key = _key(name, options)
     finished = results.finished(key) if results else None
     if finished:
         if not process:
             print(f"{name}: finished in {options.results}, top-1 {finished['top1']} %")
         return finished, None
-    model = load_model(name, options.checkpoint or None, device)
-    size: Any = model.num_classes
-    if options.num_classes not in (None, size):
-        raise UserError(f"--num-classes {options.num_classes}, and '{name}' has {size} classes")
-    config = resolve_input(model, options.img_size, options.crop_pct, options.crop_mode, options.interpolation)
-    _fit(model, config["input_size"][1:])
-    source = Source(**{field.name: getattr(options, field.name) for field in fields(Source)})
-    real = read_real_labels(options.real_labels) if options.real_labels else None
-    data = open_source(source, process, processes, named=real is not None)
-    valid = read_valid_labels(options.valid_labels) if options.valid_labels else ()
-    classes = match_classes(model, data.classes, valid, mapped=bool(options.class_map))
+    model, config, data, classes, real = together(partial(_prepare, name, options, device, process, processes))
     if device.type == "cuda":  # as timm's validate.py, for the same digits
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.benchmark = True
@@ -185,6 +164,26 @@ def _one(
     return row, (found, classes)
 
 
+def _prepare(
+    name: str, options: Options, device: torch.device, process: int, processes: int
+) -> tuple[nn.Module, dict[str, Any], Validation, Classes, dict[str, list[int]] | None]:
+    """Model, preprocessing, data, classes and ReaL's labels: all that can be wrong before the first batch."""
+    model = load_model(name, options.checkpoint or None, device)
+    if options.tolerance is not None and not has_figure(*_weights(model)):
+        raise UserError(f"--tolerance compares with a published figure, and '{name}' has none; leave the option out")
+    size: Any = model.num_classes
+    if options.num_classes not in (None, size):
+        raise UserError(f"--num-classes {options.num_classes}, and '{name}' has {size} classes")
+    config = resolve_input(model, options.img_size, options.crop_pct, options.crop_mode, options.interpolation)
+    _fit(model, config["input_size"][1:])
+    source = Source(**{field.name: getattr(options, field.name) for field in fields(Source)})
+    real = read_real_labels(options.real_labels) if options.real_labels else None
+    data = open_source(source, process, processes, named=real is not None)
+    valid = read_valid_labels(options.valid_labels) if options.valid_labels else ()
+    classes = match_classes(model, data.classes, valid, mapped=bool(options.class_map))
+    return model, config, data, classes, real
+
+
 def _row(
     name: str,
     key: Mapping[str, str],
@@ -199,7 +198,7 @@ def _row(
 ) -> tuple[dict[str, Any], list[str]]:
     """A row of the results, and what is to be said with it."""
     dataset = identify(classes, found.count + len(found.bad), bool(options.real_labels))
-    figure = reference(name, dataset, found.count, config["input_size"][-1]) if not options.checkpoint else {}
+    figure = reference(*_weights(model), dataset, found.count, config["input_size"][-1])
     notes = [classes.note, figure.get("note", "")]
     short = data.count is not None and found.seen + len(found.bad) != data.count and not found.partial
     if short:
@@ -232,7 +231,7 @@ def _row(
         "images_per_second": f"{found.seen / found.seconds:.1f}",
         "seconds": f"{found.seconds:.2f}",
         "peak_memory_mb": f"{memory:.0f}",
-        "peak_memory_of": what,
+        "peak_memory_of": f"{what}, the first of {processes}" if processes > 1 else what,
         "batch_size": options.batch_size,
         "workers": options.workers,
         "params_m": f"{sum(parameter.numel() for parameter in model.parameters()) / 1e6:.2f}",
@@ -255,6 +254,12 @@ def _content(value: Any) -> str:
     """An option; a file with the start of its digest, as a rerun may find another one of that name."""
     is_file = isinstance(value, str) and value and Path(value).is_file()
     return f"{value}@{digest(Path(value))[:12]}" if is_file else str(value)
+
+
+def _weights(model: nn.Module) -> tuple[str, str]:
+    """Registered name and tag of what a model was created as."""
+    cfg: Any = model.pretrained_cfg
+    return cfg.get("architecture") or "", cfg.get("tag") or ""
 
 
 def _fit(model: nn.Module, size: tuple[int, ...]) -> None:
@@ -282,17 +287,3 @@ def _verdict(row: Mapping[str, Any], options: Options) -> int:
         file=sys.stderr,
     )
     return 1
-
-
-def _write_classes(path: str, found: Measurement, classes: Classes) -> None:
-    rows = []
-    for index, (count, top1, top5) in enumerate(found.per_class.T.tolist()):
-        low, high = wilson(top1, count)
-        share = [f"{100 * right / count:.4f}" if count else "" for right in (top1, top5)]
-        name = classes.names[index] if index < len(classes.names) else ""
-        row: dict[str, Any] = {"class": index, "name": name, "count": count, "top1": share[0], "top5": share[1]}
-        rows.append(row | {"top1_low": f"{low:.3f}", "top1_high": f"{high:.3f}"})
-    try:
-        write_rows(Path(path), rows)
-    except OSError as error:
-        raise UserError(f"--per-class {path} cannot be written: {error.strerror or first_line(error)}") from error

@@ -133,6 +133,8 @@ def identify(classes: Classes, count: int, real: bool = False) -> str:
         return "imagenet-sketch"
     if classes.dataset == "numbered-1k":  # how ImageNet-V2's folders are named
         return "imagenet-v2" if count == 10000 else "imagenet-1k" if count == REAL_IMAGES else ""
+    if not classes.dataset and (classes.count, count) == (1000, REAL_IMAGES):  # under other names of its classes
+        return "imagenet-1k"
     return classes.dataset
 
 

@@ -11,12 +11,23 @@ from typing import Any
 
 import timm
 import torch
+from torch import Tensor
 
 from ..errors import UserError, first_line
 from ..weights.cards import CIFAR10, published
 from ..weights.files import read_rows, write_rows, write_whole
 
-__all__ = ["FIELDS", "Results", "environment", "has_figure", "peak_memory", "reference", "table", "wilson"]
+__all__ = [
+    "FIELDS",
+    "Results",
+    "environment",
+    "has_figure",
+    "peak_memory",
+    "reference",
+    "table",
+    "wilson",
+    "write_classes",
+]
 
 Z = 1.959963984540054  # of the normal distribution, for 95 %
 
@@ -41,17 +52,17 @@ def wilson(correct: int, count: int) -> tuple[float, float]:
     return max(0.0, 100 * (centre - half)), min(100.0, 100 * (centre + half))
 
 
-def has_figure(name: str) -> bool:
+def has_figure(model: str, tag: str) -> bool:
     """Whether any figure was published or recorded for weights of this name."""
-    model, _, tag = _full_name(name).partition(".")
     return bool(published(model, tag)) or bool(_recorded(model, tag))
 
 
-def reference(name: str, dataset: str, count: int, size: int) -> dict[str, str]:
+def reference(model: str, tag: str, dataset: str, count: int, size: int) -> dict[str, str]:
     """The figure that weights should give on a data set.
 
     Args:
-        name: of the model, with or without its tag.
+        model: registered name, without its tag.
+        tag: of the weights.
         dataset: as ``validation_classes.identify`` names it.
         count: images of it.
         size: of the input, in pixels.
@@ -59,7 +70,6 @@ def reference(name: str, dataset: str, count: int, size: int) -> dict[str, str]:
     Returns:
         ``top1`` (percent), ``source`` and ``note``; empty where nothing was published for this data.
     """
-    model, _, tag = _full_name(name).partition(".")
     row = published(model, tag)
     if row and row["dataset"] == dataset:
         notes = [f"published at {row['size']} pixels, crop {row['crop_pct']}"] if str(size) != row["size"] else []
@@ -70,14 +80,6 @@ def reference(name: str, dataset: str, count: int, size: int) -> dict[str, str]:
     if not record or not column:
         return {}
     return {"top1": record[column], "source": "recorded by this project, weights/results/cifar10.csv", "note": ""}
-
-
-def _full_name(name: str) -> str:
-    """With the tag that timm would take."""
-    if "." in name or ":" in name or name not in timm.list_models(name):
-        return name
-    tags = timm.models.get_pretrained_cfg(name)
-    return f"{name}.{tags.tag}" if tags is not None and tags.tag else name
 
 
 def _recorded(model: str, tag: str) -> Mapping[str, str]:
@@ -135,6 +137,30 @@ def table(row: Mapping[str, Any], notes: Sequence[str] = ()) -> str:
 
 def _published(row: Mapping[str, Any]) -> str:
     return f"{row['published_top1']} %   ({row['published_source']})" if row["published_top1"] else "none for this data"
+
+
+def write_classes(path: str, per_class: Tensor, names: Sequence[str]) -> None:
+    """Write the figures of each class as csv.
+
+    Args:
+        path: of the file.
+        per_class: [3, classes] int64, as ``Measurement`` has it.
+        names: of the classes; may be fewer.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    rows = []
+    for index, (count, top1, top5) in enumerate(per_class.T.tolist()):
+        low, high = wilson(top1, count)
+        share = [f"{100 * right / count:.4f}" if count else "" for right in (top1, top5)]
+        name = names[index] if index < len(names) else ""
+        row: dict[str, Any] = {"class": index, "name": name, "count": count, "top1": share[0], "top5": share[1]}
+        rows.append(row | {"top1_low": f"{low:.3f}", "top1_high": f"{high:.3f}"})
+    try:
+        write_rows(Path(path), rows)
+    except OSError as error:
+        raise UserError(f"--per-class {path} cannot be written: {error.strerror or first_line(error)}") from error
 
 
 class Results:

@@ -138,6 +138,12 @@ def test_two_processes_count_each_image_once(validate, sets, checkpoint, tmp_pat
 
 
 @pytest.mark.slow
+def test_what_stops_all_processes_is_told_once(checkpoint, tmp_path):
+    done = torchrun("--checkpoint", checkpoint, "--data", tmp_path / "nowhere")
+    assert done.returncode and done.stderr.count("no such file or folder") == 1 and not done.stdout
+
+
+@pytest.mark.slow
 def test_interrupting_prints_what_was_measured(checkpoint, tmp_path):
     many = list(pictures()) * 120
     results = tmp_path / "rows.csv"
@@ -185,7 +191,7 @@ def figure(monkeypatch):
 
     def publish(top1):
         found = {"top1": str(top1), "source": "a paper", "note": ""}
-        monkeypatch.setattr(validate_run, "has_figure", lambda name: True)
+        monkeypatch.setattr(validate_run, "has_figure", lambda *_: True)
         monkeypatch.setattr(validate_run, "reference", lambda *_: found)
 
     return publish

@@ -227,12 +227,12 @@ def test_the_interval_is_wilsons():
 
 
 def test_which_figure_is_published():
-    figure = reference("lambdaresnet26t.c1_in1k", "imagenet-1k", 50000, 256)
+    figure = reference("lambdaresnet26t", "c1_in1k", "imagenet-1k", 50000, 256)
     assert figure["top1"] == "79.126" and figure["source"] and not figure["note"]
-    assert reference("lambdaresnet26t", "imagenet-1k", 50000, 256) == figure
-    assert "256 pixels" in reference("lambdaresnet26t", "imagenet-1k", 50000, 224)["note"]
-    assert "50000 images" in reference("lambdaresnet26t", "imagenet-1k", 500, 256)["note"]
-    assert reference("lambdaresnet26t", "imagenet-v2", 10000, 256) == {}
-    assert reference("lambdaresnet32px.cifar10", "cifar10", 10000, 32)["top1"] == "82.31"
-    assert reference("lambdaresnet32px", "cifar10", 1017, 32)["top1"] == "82.50"
-    assert reference("lambdaresnet32px", "cifar10", 500, 32) == {}
+    assert reference("lambdaresnet26t", "", "imagenet-1k", 50000, 256) == {}
+    assert "256 pixels" in reference("lambdaresnet26t", "c1_in1k", "imagenet-1k", 50000, 224)["note"]
+    assert "50000 images" in reference("lambdaresnet26t", "c1_in1k", "imagenet-1k", 500, 256)["note"]
+    assert reference("lambdaresnet26t", "c1_in1k", "imagenet-v2", 10000, 256) == {}
+    assert reference("lambdaresnet32px", "cifar10", "cifar10", 10000, 32)["top1"] == "82.31"
+    assert reference("lambdaresnet32px", "cifar10", "cifar10", 1017, 32)["top1"] == "82.50"
+    assert reference("lambdaresnet32px", "cifar10", "cifar10", 500, 32) == {}
