@@ -91,23 +91,24 @@ def run(options: Options) -> int:
             try:
                 row, measured = _one(name, options, device, process, processes, results)
             except UserError as error:
-                told = process and isinstance(error, SharedError)
-                if len(names) == 1 and told:
+                shared = isinstance(error, SharedError)
+                if process and shared and len(names) == 1:
                     return 2
-                if len(names) == 1:
+                if len(names) == 1 or (processes > 1 and not shared):  # the others are elsewhere: no going on
                     raise
-                if not told:
+                if not process:
                     print(f"error: {name}: {error}", file=sys.stderr)
                 status = 1
                 continue
-            if measured is not None:
-                if results and not process:
+            if measured is not None and not process:
+                if results:
                     results.add(row)
-                if options.per_class and not process:
+                if options.per_class:
                     write_classes(options.per_class, measured[0].per_class, measured[1].names)
                 for path, problem in measured[0].bad:
                     print(f"left out: {path}: {problem}", file=sys.stderr)
-            status = max(status, _verdict(row, options))
+            if not process:
+                status = max(status, _verdict(row, options))
             if row["status"] == "partial":
                 return INTERRUPTED
         return status
@@ -116,8 +117,9 @@ def run(options: Options) -> int:
 def _names(options: Options) -> list[str]:
     if not set(options.model) & set("*?["):
         return [options.model]
-    if options.checkpoint:
-        raise UserError(f"--checkpoint is of one model, and '{options.model}' is a pattern: name the model")
+    if options.checkpoint or options.per_class:
+        option = "--checkpoint" if options.checkpoint else "--per-class"
+        raise UserError(f"{option} is of one model, and '{options.model}' is a pattern: name the model")
     known = timm.list_models(list_models(pretrained=True), pretrained=True)
     found = [name for name in known if fnmatch.fnmatch(name, options.model)]
     if not found:
