@@ -118,7 +118,7 @@ def _imagenet_subset(names: Sequence[str]) -> str:
 
 
 def _dataset_of(names: Sequence[str]) -> str:
-    if list(names) == _synsets() or tuple(names) == tuple(ImageNetInfo().label_descriptions()):
+    if len(names) == 1000 and list(names) in (_synsets(), ImageNetInfo().label_descriptions()):
         return "imagenet-1k"
     if tuple(map(_plain, names)) == CIFAR10_CLASSES:
         return "cifar10"
