@@ -64,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     tasks = parser.add_subparsers(dest="task", metavar="TASK", required=True)
     for name, run, add_arguments in (
         ("predict", _predict, _add_predict),
+        ("validate", _validate, _add_validate),
         ("convert", _convert, _add_convert),
         ("publish", _publish, _add_publish),
         ("published", _published, _add_published),
@@ -105,6 +106,56 @@ def _predict(options: argparse.Namespace) -> int:
         demo=options.demo,
         progress=options.progress,
     )
+
+
+def _add_validate(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--model", "-m", required=True, metavar="NAME", help="as predict's, or a quoted pattern: 'lambdaresnet*'")
+    add("--data", "--data-dir", default="", metavar="PATH", help="ImageFolder, tar, folder of parquet or webdataset")
+    add("--dataset", default="", metavar="NAME", help="timm's name of the data: hfds/..., hfids/..., wds/, torch/...")
+    add("--split", default="", metavar="NAME", help="of the data (validation, or else test)")
+    add("--num-samples", type=_count, metavar="N", help="images in a stream whose length is not known")
+    add("--class-map", default="", metavar="FILE", help="classes of the model in its order, a line each as in the data")
+    add("--input-key", metavar="KEY", help="where the data has its images")
+    add("--target-key", metavar="KEY", help="where the data has its classes")
+    add(
+        "--real-labels",
+        nargs="?",
+        default="",
+        const="timm",
+        metavar="FILE",
+        help="ReaL's labels (timm's copy)",
+    )
+    add("--valid-labels", default="", metavar="FILE", help="numbers of the outputs to compare, a line each")
+    add("--checkpoint", default="", metavar="FILE", help="weights to use instead of the model's own")
+    add("--num-classes", type=_count, metavar="N", help="classes that the model must have")
+    add("--img-size", type=_count, metavar="N", help="pixels of the input (the model's)")
+    add("--crop-pct", type=_fraction, metavar="X", help="centre crop (the model's)")
+    add("--crop-mode", default="", choices=["center", "squash", "border"], help="(the model's)")
+    add("--interpolation", default="", choices=["bilinear", "bicubic", "nearest", "lanczos"], help="(the model's)")
+    add("--batch-size", "-b", type=_count, default=256, metavar="N", help="images at once (%(default)s)")
+    add("--workers", "-j", type=int, default=4, metavar="N", help="processes that load images (%(default)s)")
+    add("--device", default="", help="cpu, cuda, cuda:1, ... (a GPU if there is one)")
+    add("--amp", action="store_true", help="mixed precision by autocast")
+    add("--amp-dtype", default="float16", choices=["float16", "bfloat16"], help="(%(default)s)")
+    add("--channels-last", action="store_true", help="memory format of images and weights")
+    add("--torchcompile", nargs="?", default="", const="inductor", metavar="BACKEND", help="torch.compile (%(const)s)")
+    add("--skip-bad", action="store_true", help="leave damaged images out, list them and mark the result")
+    add("--per-class", default="", metavar="FILE", help="write each class's figures, csv")
+    add("--tolerance", type=_points, metavar="X", help="exit with 1 if top-1 is further from the published, in points")
+    add("--results", "--results-file", default="", metavar="FILE", help="append a row, .csv or .json; skip finished")
+    add("--progress", action=argparse.BooleanOptionalAction, help="a progress bar (if stderr is a terminal)")
+
+
+def _validate(options: argparse.Namespace) -> int:
+    """Validate models on labelled images, beside their published figures."""
+    from dataclasses import fields
+
+    from .tasks.validate_run import Options, run
+
+    if options.workers < 0:
+        options.parser.error(f"--workers {options.workers} is less than 0")
+    return run(Options(**{field.name: getattr(options, field.name) for field in fields(Options)}))
 
 
 def _add_convert(parser: argparse.ArgumentParser) -> None:
@@ -194,6 +245,23 @@ def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of at least 1")
     return int(text)
+
+
+def _points(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 100:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number from 0 to 100")
+    return value
+
+
+def _fraction(text: str) -> float:
+    value = _points(text)
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number above 0 and up to 1")
+    return value
 
 
 def _keyword(text: str) -> tuple[str, Any]:

@@ -3,7 +3,7 @@
 import difflib
 
 import timm
-from timm.models import is_model_pretrained, model_entrypoint
+from timm.models import is_model, is_model_pretrained, model_entrypoint
 
 from .errors import UserError
 
@@ -22,6 +22,10 @@ def check_name(name: str) -> None:
     Raises:
         UserError: it is none; the message names the nearest.
     """
+    tagged = "." in name
+    own_model = is_model(name) and model_entrypoint(name).__module__.startswith(f"{__package__}.")
+    if own_model and (not tagged or is_model_pretrained(name)):
+        return  # without looking through all of timm's models
     own = list_models()
     known = {*own, *timm.list_models(own, include_tags=True)}
     if name not in known:

@@ -1,0 +1,134 @@
+"""Compare `lambdaresnet-zoo validate` with timm's validate.py: the digits and the time, in pairs of runs.
+
+timm's script is not in its packages; its path is an argument. Both are whole processes with the same options,
+timed from start to end, in turns, each of the two first in every other pair.
+"""
+
+import argparse
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from ..errors import UserError
+from ..weights.files import read_rows, write_rows
+
+__all__ = ["main"]
+
+# timm's script has no option that imports another package's models.
+RUN_SCRIPT = "import runpy, sys, lambdaresnet_zoo; del sys.argv[0]; runpy.run_path(sys.argv[0], run_name='__main__')"
+LOSS = re.compile(r"Loss: +[\d.]+ \( *([\d.]+)\)")
+LOSS_TOLERANCE = 1e-4
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run from the command line.
+
+    Args:
+        arguments: of the command line; by default those of the process. What follows ``--`` is passed to both.
+
+    Returns:
+        0; 1 if the digits differ; 2 if either fails.
+    """
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("script", type=Path, metavar="VALIDATE_PY", help="timm's, from its repository")
+    parser.add_argument("--pairs", type=int, default=5, help="of runs (%(default)s)")
+    parser.add_argument("--data-name", default="", metavar="TEXT", help="what the data is, for the row")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="append a row to a csv")
+    parser.add_argument("options", nargs="+", metavar="OPTION", help="after --, for both: --model, --data-dir, ...")
+    chosen = parser.parse_args(arguments)
+    try:
+        row = compare(chosen.script, chosen.options, chosen.pairs, chosen.data_name)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    for key, value in row.items():
+        print(f"{key:22} {value}")
+    if chosen.output:
+        before = read_rows(chosen.output) if chosen.output.exists() else []
+        write_rows(chosen.output, [*before, row])
+    return 0 if row["same_digits"] == "yes" else 1
+
+
+def compare(script: Path, options: list[str], pairs: int = 5, data_name: str = "") -> dict[str, Any]:
+    """Run both in pairs.
+
+    Args:
+        script: timm's validate.py.
+        options: for both.
+        pairs: at least 1.
+        data_name: goes into the row.
+
+    Returns:
+        A row: options, digits of both, median seconds, the ratio own / timm of the pairs (median, least, largest),
+        environment.
+
+    Raises:
+        UserError: one of the two fails; with the last line of its errors.
+    """
+    times: dict[str, list[float]] = {"timm": [], "own": []}
+    found: dict[str, dict[str, Any]] = {}
+    for pair in range(pairs):
+        order = ("timm", "own") if pair % 2 == 0 else ("own", "timm")
+        for which in order:
+            start = time.perf_counter()
+            found[which] = _timm(script, options) if which == "timm" else _own(options)
+            times[which].append(time.perf_counter() - start)
+            digits = ", ".join(f"{key} {found[which][key]}" for key in ("top1", "top5", "loss"))
+            print(f"pair {pair + 1}/{pairs} {which}: {times[which][-1]:.2f} s, {digits}", file=sys.stderr)
+    ratios = [own / timm for own, timm in zip(times["own"], times["timm"], strict=True)]
+    own, timm = found["own"], found["timm"]
+    count = int(own["count"])
+    same = all(round(float(own[key]) * count / 100) == round(timm[key] * count / 100) for key in ("top1", "top5"))
+    same = same and abs(float(own["loss"]) - timm["loss"]) <= LOSS_TOLERANCE
+    return {
+        "model": own["model"],
+        "data": data_name or own["data"],
+        "options": " ".join(_told(options)),
+        "count": count,
+        "top1": own["top1"],
+        "timm_top1": f"{timm['top1']:.4f}",
+        "loss": own["loss"],
+        "timm_loss": f"{timm['loss']:.4f}",
+        "same_digits": "yes" if same else "no",
+        "pairs": pairs,
+        "seconds": f"{statistics.median(times['own']):.2f}",
+        "timm_seconds": f"{statistics.median(times['timm']):.2f}",
+        "ratio": f"{statistics.median(ratios):.3f}",
+        "ratio_min": f"{min(ratios):.3f}",
+        "ratio_max": f"{max(ratios):.3f}",
+        **{key: own[key] for key in ("device", "threads", "torch", "timm", "lambdaresnet_zoo", "python")},
+    }
+
+
+def _told(options: list[str]) -> list[str]:
+    """Without paths, which say nothing elsewhere."""
+    return [Path(option).name if os.sep in option and Path(option).exists() else option for option in options]
+
+
+def _own(options: list[str]) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "row.json")
+        _run(["-m", "lambdaresnet_zoo", "validate", *options, "--results", str(path)])
+        row: dict[str, Any] = json.loads(path.read_text())[0]
+    return row
+
+
+def _timm(script: Path, options: list[str]) -> dict[str, Any]:
+    done = _run(["-c", RUN_SCRIPT, str(script), *options, "--log-freq", "1"])
+    result: dict[str, Any] = json.loads(done.stdout.split("--result\n")[-1])
+    return {"top1": result["top1"], "top5": result["top5"], "loss": float(LOSS.findall(done.stdout + done.stderr)[-1])}
+
+
+def _run(arguments: list[str]) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True)
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or ["it said nothing"]
+        raise UserError(f"{' '.join(arguments[:3])} failed with {done.returncode}: {lines[-1]}")
+    return done

@@ -1,0 +1,219 @@
+"""Which data a user means: a folder, a tar, parquet, webdataset or what timm's names stand for, opened by timm."""
+
+import json
+import logging
+import tarfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from timm.data import ImageDataset, IterableImageDataset, create_dataset
+from timm.data.readers.reader_image_in_tar import ReaderImageInTar
+
+from ..errors import UserError, first_line
+from .validation_images import IndexedImages, StreamedImages
+
+__all__ = ["Source", "Validation", "open_source"]
+
+SPLITS = ("validation", "val", "valid", "eval", "test")  # what is looked for, in this order
+TRAINING = ("train", "training")
+STREAMS = ("wds", "hfids")
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a user says of the data; the names are those of timm's validate.py."""
+
+    data: str = ""
+    """A folder or a tar; may be empty where ``dataset`` names all."""
+    dataset: str = ""
+    """As timm's ``create_dataset``: ``hfds/NAME``, ``hfids/NAME``, ``wds/``, ``torch/NAME``; found out where empty."""
+    split: str = ""
+    """By default ``validation``, by any of its names, or else ``test``."""
+    class_map: str = ""
+    """A file that gives the class of each folder or label."""
+    input_key: str | None = None
+    target_key: str | None = None
+    num_samples: int | None = None
+    """Of a stream, whose length may not be known."""
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Data that is open."""
+
+    images: IndexedImages | StreamedImages
+    """The share of this process."""
+    kind: str
+    """``folder``, ``tar``, or the prefix of timm's name."""
+    split: str
+    classes: tuple[str, ...]
+    """Names of the classes in the order of their numbers, empty where the data has none or a class map is given."""
+    count: int | None
+    """Images over all processes, where it is known before they are read."""
+
+
+def open_source(source: Source, process: int = 0, processes: int = 1, named: bool = False) -> Validation:
+    """Open data through timm's readers.
+
+    Args:
+        source: what to open.
+        process: number of this process.
+        processes: that share the images.
+        named: whether every image's file name is wanted.
+
+    Raises:
+        UserError: there is no such data, no image in it, or a package to read it is missing.
+    """
+    name, root, split = _resolve(source)
+    kind = name.partition("/")[0].lower()
+    try:
+        if kind in ("hfds", "hfids"):
+            _quiet()
+        dataset = _open(source, kind, name, root, split)
+    except ImportError as error:
+        package = "webdataset" if kind == "wds" else "datasets"
+        raise UserError(f'{source.data or name} needs {package}: pip install "lambdaresnet-zoo[data]"') from error
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:  # timm's readers and those below them raise anything
+        raise UserError(f"{source.data or name} cannot be read as {kind}: {first_line(error)}") from error
+    if kind in STREAMS:
+        declared = source.num_samples or getattr(getattr(dataset.reader, "split_info", None), "num_samples", None)
+        return Validation(StreamedImages(dataset.reader), kind, split, (), declared or None)
+    if isinstance(dataset, IterableImageDataset):
+        raise UserError(f"--dataset {source.dataset}: of the streams, only wds/ and hfids/ are counted exactly here")
+    if not len(dataset):
+        raise UserError(f"{source.data or name} has no images in split '{split}'")
+    classes = () if source.class_map else _class_names(dataset)
+    return Validation(IndexedImages(dataset, process, processes, named), kind, split, classes, len(dataset))
+
+
+def _open(source: Source, kind: str, name: str, root: str, split: str) -> Any:
+    if source.class_map and not Path(source.class_map).is_file():
+        raise UserError(f"--class-map {source.class_map}: no such file; give a .txt with a class name a line")
+    if kind == "tars":
+        return ImageDataset(root, reader=ReaderImageInTar(root, class_map=source.class_map))
+    if kind == "wds":
+        import webdataset  # noqa: F401  timm's reader says how to install an old one
+    return create_dataset(
+        name if kind not in ("folder", "tar") else "",
+        root=root or None,
+        split=split,
+        class_map=source.class_map,
+        num_samples=(source.num_samples or 1) if kind == "hfids" else None,  # unknown is no obstacle here
+        input_key=source.input_key,
+        target_key=source.target_key,
+    )
+
+
+def _resolve(source: Source) -> tuple[str, str, str]:
+    """Name for timm, root and split."""
+    if source.dataset:
+        split = source.split or _hub_split(source.dataset) or SPLITS[0]
+        return source.dataset, source.data, split
+    if not source.data:
+        raise UserError("give the images with --data PATH, or name them with --dataset")
+    path = Path(source.data)
+    if not path.exists():
+        raise UserError(f"{path}: no such file or folder; give the folder, the tar or the parquet with the images")
+    if path.is_file():
+        return _of_file(path, source.split)
+    if (path / "_info.json").is_file() or (path / "info.json").is_file():
+        return "wds/", str(path), source.split or _declared_split(path)
+    if any(path.glob("**/*.parquet")):
+        name = f"hfds/{path}"
+        return name, "", source.split or _hub_split(name) or SPLITS[0]
+    tars = sorted(file.name for file in path.glob("*.tar"))
+    if tars and _is_webdataset(path / tars[0]):
+        chosen = [name for name in tars if source.split in name] if source.split else tars
+        if not chosen:
+            raise UserError(f"{path} has no tar with '{source.split}' in its name")
+        return "wds/", str(path), "::".join(chosen)
+    if tars:
+        return "tars", str(path), source.split
+    return "folder", str(path), _folder_split(path, source.split)
+
+
+def _of_file(path: Path, split: str) -> tuple[str, str, str]:
+    if path.suffix == ".parquet":
+        raise UserError(f"{path} is one file: give the folder that it is in, and --split {path.stem.split('-')[0]}")
+    if path.suffix != ".tar":
+        raise UserError(f"{path}: neither a folder nor a .tar; give one of these, or name the data with --dataset")
+    if _is_webdataset(path):
+        return "wds/", str(path.parent), path.name
+    return "tar", str(path), split
+
+
+def _is_webdataset(path: Path) -> bool:
+    """Whether images and their classes are neighbours in a tar, as webdataset has them."""
+    try:
+        with tarfile.open(path) as tar:
+            for number, member in enumerate(tar):
+                if member.name.endswith((".cls", ".json")):
+                    return True
+                if number > 20:
+                    break
+    except (tarfile.TarError, OSError, EOFError) as error:
+        raise UserError(f"{path} is no readable tar ({first_line(error)}); get it again") from error
+    return False
+
+
+def _declared_split(path: Path) -> str:
+    file = next(file for name in ("_info.json", "info.json") if (file := path / name).is_file())
+    try:
+        return _first_known(path, list(json.loads(file.read_text(encoding="utf-8")).get("splits", {})))
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"{file} is not what webdataset's info is: {first_line(error)}") from error
+
+
+def _hub_split(name: str) -> str:
+    """The split of what Hugging Face datasets reads, empty for other names."""
+    kind, _, rest = name.partition("/")
+    if kind.lower() not in ("hfds", "hfids"):
+        return ""
+    try:
+        _quiet()
+        import datasets
+
+        return _first_known(rest, [str(split) for split in datasets.get_dataset_split_names(rest)])
+    except ImportError:
+        return ""  # told on opening
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{name} cannot be read: {first_line(error)}") from error
+
+
+def _quiet() -> None:
+    """Hugging Face datasets tells errors twice, and shows bars of its own."""
+    import datasets
+
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(logging.CRITICAL)
+
+
+def _first_known(path: object, splits: list[str]) -> str:
+    known = [split for split in SPLITS if split in splits]
+    if not known:
+        raise UserError(f"{path} has the splits {', '.join(splits) or 'none'}: name one with --split")
+    return known[0]
+
+
+def _folder_split(path: Path, split: str) -> str:
+    """The folder of a split where the root has such; timm would take training images for others otherwise."""
+    folders = {child.name for child in path.iterdir() if child.is_dir()}
+    if split and split not in folders and folders & {*SPLITS, *TRAINING} and split not in SPLITS:
+        raise UserError(f"{path} has no folder '{split}' but {', '.join(sorted(folders))}")
+    if split:
+        return split
+    known = [name for name in SPLITS if name in folders]
+    if not known and folders & set(TRAINING):
+        raise UserError(f"{path} has {', '.join(sorted(folders))}: give the folder with the images to validate on")
+    return known[0] if known else ""
+
+
+def _class_names(dataset: Any) -> tuple[str, ...]:
+    reader = getattr(dataset, "reader", dataset)
+    numbers = getattr(reader, "class_to_idx", None) or getattr(reader, "class_name_to_idx", None) or {}
+    return tuple(str(name) for name in sorted(numbers, key=numbers.__getitem__))

@@ -1,0 +1,220 @@
+"""The images of a data set for validation: each once over all processes and workers, none dropped in silence.
+
+timm's own data sets replace an image that does not decode by the next, or leave it out with a log line, and pad
+the last images of an uneven split with the first. That serves training; a figure needs every image, once.
+The readers, the decoding and the transform are timm's.
+"""
+
+import io
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+from PIL import Image
+from timm.data import ImageDataset
+from timm.data.loader import fast_collate
+from torch import Tensor
+from torch.utils.data import Dataset, IterableDataset
+
+from ..errors import UserError
+from .images import image_problem
+
+__all__ = ["Batch", "Collate", "IndexedImages", "StreamedImages"]
+
+
+class Sample(NamedTuple):
+    """An image after the transform and its class, or what is wrong with it."""
+
+    image: Any
+    target: int = 0
+    name: str = ""
+    problem: str = ""
+    ends: bool = False
+    """Nothing can be read after it."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What comes with a batch of images; timm's loader takes it for the tensor of classes."""
+
+    target: Tensor
+    """[B] int64."""
+    names: tuple[str, ...]
+    """Of the images, empty strings where they were not asked for."""
+    problems: tuple[tuple[str, str], ...]
+    """Name of and reason for each image that is left out."""
+    broken: str
+    """Why nothing can be read after this batch; mostly empty."""
+    lowest: int
+    highest: int
+    """Of the classes, known without asking the device."""
+
+    def to(self, *arguments: Any, **options: Any) -> "Batch":
+        """The same with the classes on another device."""
+        return replace(self, target=self.target.to(*arguments, **options))
+
+    def pin_memory(self) -> "Batch":
+        """The same with the classes in pinned memory."""
+        return replace(self, target=self.target.pin_memory())
+
+
+@dataclass(frozen=True)
+class Collate:
+    """Samples to a pair of images [B, *input_size] uint8 and their ``Batch``; B may be 0."""
+
+    input_size: tuple[int, ...]
+
+    def __call__(self, samples: list[Sample]) -> tuple[Tensor, Batch]:
+        """Called by the loader's workers."""
+        good = [sample for sample in samples if not sample.problem]
+        bad = tuple((sample.name, sample.problem) for sample in samples if sample.problem and not sample.ends)
+        broken = next((f"{sample.name}: {sample.problem}" for sample in samples if sample.ends), "")
+        if not good:
+            none = Batch(torch.zeros(0).long(), (), bad, broken, 0, 0)
+            return torch.zeros((0, *self.input_size), dtype=torch.uint8), none
+        images, targets = fast_collate([(sample.image, sample.target) for sample in good])
+        names = tuple(sample.name for sample in good)
+        return images, Batch(targets, names, bad, broken, int(targets.min()), int(targets.max()))
+
+
+class IndexedImages(Dataset):
+    """Every ``processes``-th image of a data set with random access, from number ``process`` on.
+
+    The shares differ by at most one image and together are the whole, without padding.
+
+    Args:
+        dataset: timm's, or one of torchvision's.
+        process: number of this process, from 0.
+        processes: how many share the data set.
+        named: give the file name with each image; otherwise only where one cannot be read.
+    """
+
+    transform: Any = None  # set by timm's create_loader
+
+    def __init__(self, dataset: Any, process: int = 0, processes: int = 1, named: bool = False):
+        self.dataset = dataset
+        self.indices = range(process, len(dataset), processes)
+        self.named = named
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, number: int) -> Sample:
+        index = self.indices[number]
+        try:
+            image, target = self._read(index)
+            image = self.transform(image)
+        except Exception as error:  # a decoder may raise anything on a damaged file
+            return Sample(None, 0, self._name(index), image_problem(error))
+        return Sample(image, -1 if target is None else int(target), self._name(index) if self.named else "")
+
+    def _read(self, index: int) -> tuple[Any, Any]:
+        if not isinstance(self.dataset, ImageDataset):
+            return self.dataset[index]
+        stream, target = self.dataset.reader[index]
+        with stream:
+            return Image.open(stream).convert(self.dataset.input_img_mode), target
+
+    def _name(self, index: int) -> str:
+        try:
+            return str(self.dataset.filename(index, absolute=True) or f"image {index}")
+        except Exception:  # torchvision's have no names
+            return f"image {index}"
+
+
+class StreamedImages(IterableDataset):
+    """The share of this process of a data set that can only be read from start to end.
+
+    webdataset is shared out by whole shards, Hugging Face's streams by whole files where their number allows,
+    otherwise example by example; a worker or process without a shard has nothing to do.
+
+    Args:
+        reader: timm's for ``wds/`` or ``hfids/``, created after torch.distributed was set up.
+    """
+
+    transform: Any = None  # set by timm's create_loader
+
+    def __init__(self, reader: Any):
+        self.reader = reader
+
+    def __iter__(self) -> Iterator[Sample]:
+        self.reader._lazy_init()  # finds out which worker this is
+        samples = self._webdataset() if hasattr(self.reader, "split_info") else self._examples()
+        while True:
+            try:
+                name, read = next(samples)
+            except StopIteration:
+                return
+            except Exception as error:  # of a tar, a file or the network, not of one image
+                yield Sample(None, 0, *_breach(error), ends=True)
+                return
+            try:
+                image, target = read()
+                image = self.transform(image)
+            except Exception as error:  # a decoder may raise anything on a damaged file
+                yield Sample(None, 0, name, _problem(error))
+                continue
+            yield Sample(image, int(target), name)
+
+    def _webdataset(self) -> Iterator[tuple[str, Any]]:
+        import webdataset
+        from timm.data.readers.reader_wds import _decode  # what timm's pipeline does, whose errors it only logs
+
+        reader = self.reader
+        shards = [os.path.join(reader.root, name) for name in reader.split_info.filenames]
+        stages = [webdataset.SimpleShardList(shards), reader._split_by_node_and_worker]
+        stages.append(webdataset.tarfile_to_samples(handler=webdataset.reraise_exception))
+        for sample in webdataset.DataPipeline(*stages):
+
+            def read(sample: dict[str, Any] = sample) -> tuple[Any, Any]:
+                decoded = _decode(
+                    sample,
+                    image_key=reader.input_key,
+                    image_mode=reader.input_img_mode,
+                    target_key=reader.target_keys or reader.target_key,
+                    alt_label=reader.split_info.alt_label,
+                )
+                if decoded is None:
+                    return None, -1
+                return decoded["jpg"], self._mapped(decoded["target"])
+
+            yield f"{sample.get('__url__', '')}: {sample['__key__']}", read
+
+    def _examples(self) -> Iterator[tuple[str, Any]]:
+        import datasets
+
+        reader = self.reader
+        decoder = datasets.Image()
+        # Decoded by datasets itself, one damaged image would end the whole stream.
+        examples = reader.ds.cast_column(reader.input_key, datasets.Image(decode=False))
+        for number, example in enumerate(examples):
+            content = example[reader.input_key]
+
+            def read(example: dict[str, Any] = example, content: dict[str, Any] = content) -> tuple[Any, Any]:
+                stored = content.get("bytes")
+                image = Image.open(io.BytesIO(stored)) if stored else decoder.decode_example(content)
+                return image.convert(reader.input_img_mode), self._mapped(example[reader.target_key])
+
+            yield str(content.get("path") or f"example {number} of its worker"), read
+
+    def _mapped(self, target: Any) -> Any:
+        from timm.data.readers.class_map import remap_target
+
+        if not self.reader.remap_class:
+            return target
+        return remap_target(target, self.reader.class_to_idx, self.reader._source_names)
+
+
+def _breach(error: Exception) -> tuple[str, str]:
+    """Name of what is damaged, and how; webdataset adds the shard to an error's arguments."""
+    shard = error.args[-1] if len(error.args) > 1 and isinstance(error.args[-1], str) else "the data"
+    text = str(error.args[0]) if error.args else type(error).__name__
+    return shard, f"cannot be read on ({text.splitlines()[0].split(' @ ')[0]}); get it again"
+
+
+def _problem(error: Exception) -> str:
+    if isinstance(error, KeyError):
+        return f"has no {error}; name the keys with --input-key and --target-key"
+    return str(error) if isinstance(error, UserError) else image_problem(error)

@@ -1,0 +1,238 @@
+"""`validate`: what stops it, what it leaves out, and how classes of data and model are matched."""
+
+import json
+import math
+import os
+
+import pytest
+import timm
+from command import one_line
+from safetensors.torch import save_file
+from timm.data import ImageNetInfo
+from validation_sets import COUNT, NAMES, counts, pictures, row_of, write, write_folder, write_parquet, write_shards
+
+from lambdaresnet_zoo.errors import UserError
+from lambdaresnet_zoo.tasks.validation_classes import identify, match_classes
+from lambdaresnet_zoo.tasks.validation_report import reference, wilson
+
+NAME = "test_lambdaresnet"
+BASE = ("--workers", 0, "--device", "cpu")
+
+
+@pytest.fixture
+def validate(command, checkpoint):
+    def run(*arguments, name=NAME, weights=checkpoint):
+        return command("validate", "--model", name, "--checkpoint", weights, *BASE, *arguments)
+
+    return run
+
+
+@pytest.fixture
+def rows():
+    return list(pictures())
+
+
+def damaged(rows, *numbers):
+    """Cut the files of some pictures in half, so that their headers are still good."""
+    return [(y, x[: len(x) // 2] if number in numbers else x) for number, (y, x) in enumerate(rows)]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("kind", ["folder", "tar", "parquet", "webdataset"])
+def test_a_truncated_image_stops_the_run_and_is_named(validate, tmp_path, rows, kind, workers):
+    data = write(kind, tmp_path, damaged(rows, 9))
+    parts = ["009", "damaged", "--skip-bad", "test-0.tar" if kind == "webdataset" else ""]
+    one_line(validate("--data", data, "--workers", workers), *parts)
+
+
+@pytest.mark.parametrize("kind", ["folder", "parquet", "webdataset", "hfids"])
+def test_damaged_images_are_left_out_counted_and_listed(validate, tmp_path, rows, kind):
+    spared = [row for number, row in enumerate(rows) if number not in (9, 17)]
+    path = tmp_path / "rows.csv"
+    validate("--data", write("folder", tmp_path / "good", spared), "--results", path)
+    expected = row_of(path)
+    data = write("parquet" if kind == "hfids" else kind, tmp_path / "bad", damaged(rows, 9, 17))
+    more = ["--dataset", f"hfids/{data}"] if kind == "hfids" else ["--data", data]
+    status, out, err = validate(*more, "--skip-bad", "--results", path, "--batch-size", 1)
+    row = row_of(path)
+    assert status == 0 and len(err) == 2 and all(any(name in line for line in err) for name in ("009", "017"))
+    assert all(line.startswith("left out: ") for line in err)
+    assert "[incomplete]" in out[0] and any("2 left out" in line for line in out)
+    assert row["bad"] == "2" and row["status"] == "incomplete" and row["count"] == str(COUNT - 2)
+    assert counts(row) == counts(expected)
+
+
+def test_a_truncated_tar_of_webdataset_stops_the_run(validate, tmp_path, rows):
+    data = write_shards(tmp_path / "wds", rows)
+    shard = data / "test-1.tar"
+    os.truncate(shard, shard.stat().st_size // 2)
+    for more in ((), ("--workers", 2), ("--skip-bad",)):
+        one_line(validate("--data", data, *more), "test-1.tar", "unexpected end of data", "get it again")
+
+
+def test_missing_empty_and_foreign_data(validate, tmp_path):
+    one_line(validate("--data", tmp_path / "nowhere"), "nowhere", "no such file or folder")
+    (tmp_path / "empty").mkdir()
+    one_line(validate("--data", tmp_path / "empty"), "empty", "0 images")
+    (tmp_path / "a.zip").write_bytes(b"PK")
+    one_line(validate("--data", tmp_path / "a.zip"), "a.zip", "neither a folder nor a .tar")
+    (tmp_path / "a.tar").write_bytes(b"no tar")
+    one_line(validate("--data", tmp_path / "a.tar"), "a.tar", "no readable tar")
+    one_line(validate(), "--data")
+    one_line(validate("--dataset", f"hfds/{tmp_path}/none"), "none", "cannot be read")
+    (tmp_path / "p").mkdir()
+    (tmp_path / "p" / "test.parquet").write_bytes(b"PAR1")
+    one_line(validate("--data", tmp_path / "p"), "cannot be read")
+
+
+def test_a_checkpoint_of_another_architecture(validate, tmp_path):
+    path = tmp_path / "other.safetensors"
+    save_file(timm.create_model("lambdaresnet32px").state_dict(), path)
+    one_line(validate("--data", tmp_path, weights=path), "other.safetensors")
+    one_line(validate("--data", tmp_path, weights=tmp_path / "no.pth"), "no.pth", "no such file")
+    one_line(validate("--data", tmp_path, name="lambdaresnet5"), "lambdaresnet5", "did you mean")
+
+
+def test_training_images_are_not_taken_for_others(validate, tmp_path, rows):
+    write_folder(tmp_path / "train", rows[:10])
+    write_folder(tmp_path / "extra", rows)
+    one_line(validate("--data", tmp_path), "train", "to validate on")
+    (tmp_path / "extra").rename(tmp_path / "val")
+    assert validate("--data", tmp_path)[0] == 0
+    assert any(f"images       {COUNT}" in line for line in validate("--data", tmp_path)[1])
+    one_line(validate("--data", tmp_path, "--split", "tset"), "tset", "train, val")
+    one_line(validate("--data", tmp_path / "val", "--num-classes", 10), "--num-classes 10", "7 classes")
+
+
+def test_the_number_of_classes_must_match(validate, tmp_path, rows):
+    data = write_folder(tmp_path / "six", [row for row in rows if row[0] != 3])
+    one_line(validate("--data", data), "6 classes", "the model 7", "--class-map")
+    names = tmp_path / "names.txt"
+    names.write_text("\n".join(NAMES))
+    assert validate("--data", data, "--class-map", names)[0] == 0
+    one_line(validate("--data", data, "--class-map", tmp_path / "none.txt"), "none.txt", "no such file")
+    few = tmp_path / "few.txt"
+    few.write_text("\n".join(["unknown"] * 8 + list(NAMES)))
+    one_line(validate("--data", data, "--class-map", few), "classes run from 0 to 6")
+
+
+def test_classes_in_another_order_are_found_by_name(command, tmp_path, rows):
+    """The shipped weights know their classes; ships before frogs would cost a fifth of the figure."""
+    known = timm.create_model("lambdaresnet32px.cifar10").pretrained_cfg["label_names"]
+    rows = [(number % 10, x) for number, (_, x) in enumerate(rows)]
+    wrong = [*known[:6], known[8], known[7], known[6], known[9]]
+    base = ("validate", "--model", "lambdaresnet32px.cifar10", *BASE, "--data")
+    one_line(command(*base, write_parquet(tmp_path / "a", rows, wrong)), "'ship' is number 6", "8 of the model")
+    assert command(*base, write_parquet(tmp_path / "b", rows, known))[0] == 0
+    foreign = [f"breed {letter}" for letter in "abcdefghij"]
+    status, out, _ = command(*base, write_parquet(tmp_path / "c", rows, foreign))
+    assert status == 0 and any("only their number was compared" in line for line in out)
+
+
+@pytest.fixture(scope="session")
+def thousand():
+    return timm.create_model(NAME)
+
+
+def test_imagenet_and_its_relatives(thousand):
+    synsets = ImageNetInfo().label_names()
+    classes = match_classes(thousand, synsets)
+    assert classes.count == 1000 and not classes.valid
+    assert identify(classes, 50000) == "imagenet-1k" and identify(classes, 50889) == "imagenet-sketch"
+    numbers = match_classes(thousand, [str(number) for number in range(1000)])
+    assert identify(numbers, 10000) == "imagenet-v2" and identify(numbers, 50000) == "imagenet-1k"
+    for subset in ("a", "r"):
+        folder = os.path.join(os.path.dirname(timm.data.__file__), "_info")
+        with open(os.path.join(folder, f"imagenet_{subset}_synsets.txt")) as stream:
+            names = stream.read().split()
+        with open(os.path.join(folder, f"imagenet_{subset}_indices.txt")) as stream:
+            indices = tuple(int(line) for line in stream)
+        found = match_classes(thousand, names)
+        assert found.valid == indices and found.count == 200 and found.dataset == f"imagenet-{subset}"
+    with pytest.raises(UserError, match="999 classes"):
+        match_classes(thousand, synsets[1:])
+    with pytest.raises(UserError, match="another order: 'n01443537' is number 0 of the data and 1 of the model"):
+        match_classes(thousand, [synsets[1], synsets[0], *synsets[2:]])
+    with pytest.raises(UserError, match="do not run from 0 to 999"):
+        match_classes(thousand, [str(number) for number in range(1, 1001)])
+
+
+def test_valid_labels_compare_some_outputs(validate, tmp_path, rows):
+    """As timm's validate.py: the data's classes stand for the outputs named."""
+    keep = [number for number, row in enumerate(rows) if row[0] in (1, 4)]
+    data = write_folder(tmp_path / "two", [rows[number] for number in keep])
+    numbers, path = tmp_path / "valid.txt", tmp_path / "rows.csv"
+    numbers.write_text("1\n4\n")
+    assert validate("--data", data, "--valid-labels", numbers, "--results", path)[0] == 0
+    row = row_of(path)
+    assert row["count"] == str(len(keep)) and float(row["top5"]) == 100
+    numbers.write_text("1\n4\n5\n")
+    one_line(validate("--data", data, "--valid-labels", numbers), "--valid-labels")
+    numbers.write_text("one\n")
+    one_line(validate("--data", data, "--valid-labels", numbers), "valid.txt", "a number a line")
+
+
+def test_real_labels_score_images_that_have_any(command, tmp_path, rows, thousand, expected):
+    """Three images: one right by ReaL alone, one wrong, one without labels, which is not scored."""
+    weights = tmp_path / "thousand.safetensors"
+    save_file(thousand.state_dict(), weights)
+    synsets = ImageNetInfo().label_names()
+    for synset in synsets:
+        (tmp_path / "data" / synset).mkdir(parents=True)
+    for number in range(3):
+        (tmp_path / "data" / synsets[number] / f"ILSVRC2012_val_{number + 1:08d}.JPEG").write_bytes(rows[number][1])
+    names = tmp_path / "classes.txt"
+    names.write_text("\n".join(synsets))
+    base = ("validate", "--model", NAME, "--checkpoint", weights, *BASE, "--data", tmp_path / "data",
+            "--class-map", names, "--results", tmp_path / "rows.csv")  # fmt: skip
+    thousand.eval()
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(thousand))
+    from PIL import Image
+
+    first = [
+        int(thousand(transform(Image.open(path).convert("RGB"))[None]).argmax())
+        for path in sorted((tmp_path / "data").glob("*/*.JPEG"))
+    ]
+    labels = [[first[0], 1], [(first[1] + 1) % 1000], []] + [[0]] * 49997
+    real = tmp_path / "real.json"
+    real.write_text(json.dumps(labels))
+    assert command(*base, "--real-labels", real)[0] == 0
+    row = row_of(tmp_path / "rows.csv")
+    assert (row["count"], row["top1"], row["dataset"]) == ("2", "50.0000", "imagenet-real")
+    assert command(*base, "--real-labels")[0] == 0  # timm's own copy
+    assert row_of(tmp_path / "rows.csv")["count"] in ("1", "2", "3")
+    real.write_text("[[1]]")  # another content, so no run of it is finished
+    one_line(command(*base, "--real-labels", real), "real.json", "50000")
+
+
+def test_files_of_results_are_not_spoilt(validate, tmp_path, rows):
+    data = write_folder(tmp_path / "data", rows)
+    other = tmp_path / "other.csv"
+    other.write_text("model,top1\nx,1\n")
+    one_line(validate("--data", data, "--results", other), "other.csv", "other columns")
+    assert other.read_text() == "model,top1\nx,1\n"
+    (tmp_path / "bad.json").write_text("{")
+    one_line(validate("--data", data, "--results", tmp_path / "bad.json"), "bad.json", "cannot be read")
+    one_line(validate("--data", data, "--results", tmp_path / "rows.txt"), ".csv or .json")
+
+
+def test_the_interval_is_wilsons():
+    """Its bounds are the proportions that a test at 5 % just does not reject."""
+    for correct, count in ((8231, 10000), (0, 10), (10, 10), (1, 3)):
+        for bound in wilson(correct, count):
+            share = bound / 100
+            distance = 1.959963984540054 * math.sqrt(share * (1 - share) / count)
+            assert abs(correct / count - share) == pytest.approx(distance, abs=1e-6)
+    assert wilson(0, 0) == (0, 100)
+
+
+def test_which_figure_is_published():
+    figure = reference("lambdaresnet26t", "c1_in1k", "imagenet-1k", 50000, 256)
+    assert figure["top1"] == "79.126" and figure["source"] and not figure["note"]
+    assert reference("lambdaresnet26t", "", "imagenet-1k", 50000, 256) == {}
+    assert "256 pixels" in reference("lambdaresnet26t", "c1_in1k", "imagenet-1k", 50000, 224)["note"]
+    assert "50000 images" in reference("lambdaresnet26t", "c1_in1k", "imagenet-1k", 500, 256)["note"]
+    assert reference("lambdaresnet26t", "c1_in1k", "imagenet-v2", 10000, 256) == {}
+    assert reference("lambdaresnet32px", "cifar10", "cifar10", 10000, 32)["top1"] == "82.31"
+    assert reference("lambdaresnet32px", "cifar10", "cifar10", 1017, 32)["top1"] == "82.50"
+    assert reference("lambdaresnet32px", "cifar10", "cifar10", 500, 32) == {}
