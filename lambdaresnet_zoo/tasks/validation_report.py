@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError, first_line
-from ..weights.cards import CIFAR10, published
+from ..weights.cards import CIFAR10
 from ..weights.files import read_rows, write_rows, write_whole
+from ..weights.published import published_figure
 
 __all__ = [
     "FIELDS",
@@ -39,6 +40,9 @@ FIELDS = (
     "batch_size", "workers", "processes", "device", "threads", "params_m", "torch", "timm", "lambdaresnet_zoo",
     "python",
 )  # fmt: skip
+MATCHED = "imagenetv2-matched-frequency"
+COUNTS = {"imagenet-1k": 50000, MATCHED: 10000}
+"""Images of a data set."""
 COMPLETE, PARTIAL = "complete", "partial"
 
 
@@ -54,7 +58,7 @@ def wilson(correct: int, count: int) -> tuple[float, float]:
 
 def has_figure(model: str, tag: str) -> bool:
     """Whether any figure was published or recorded for weights of this name."""
-    return bool(published(model, tag)) or bool(_recorded(model, tag))
+    return bool(published_figure(model, tag, dataset=None)) or bool(_recorded(model, tag))
 
 
 def reference(model: str, tag: str, dataset: str, count: int, size: int) -> dict[str, str]:
@@ -70,11 +74,16 @@ def reference(model: str, tag: str, dataset: str, count: int, size: int) -> dict
     Returns:
         ``top1`` (percent), ``source`` and ``note``; empty where nothing was published for this data.
     """
-    row = published(model, tag)
-    if row and row["dataset"] == dataset:
-        notes = [f"published at {row['size']} pixels, crop {row['crop_pct']}"] if str(size) != row["size"] else []
-        notes += [f"published on 50000 images, these are {count}"] if count != 50000 else []
-        return {"top1": row["top1"], "source": row["source"], "note": "; ".join(notes)}
+    version = dataset == "imagenet-v2"  # whose three variants look alike
+    named = MATCHED if version else dataset
+    figure = published_figure(model, tag, named, size) or published_figure(model, tag, named)
+    if figure and figure.top1 is not None:
+        crop = f", crop {figure.crop_pct}" if figure.crop_pct else ""
+        notes = ["published on ImageNet-V2's matched-frequency variant"] if version else []
+        notes += [f"published at {figure.size} pixels{crop}"] if size != figure.size else []
+        known = COUNTS.get(named)
+        notes += [f"published on {known} images, these are {count}"] if known and count != known else []
+        return {"top1": str(figure.top1), "source": figure.source, "note": "; ".join(notes)}
     column = {10000: "top1", 1017: "top1_lossless"}.get(count)
     record = _recorded(model, tag) if dataset == "cifar10" and column else {}
     if not record or not column:

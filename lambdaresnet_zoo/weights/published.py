@@ -100,24 +100,26 @@ def _figure(row: dict[str, str]) -> Figure:
     return Figure(**values)
 
 
-def published_figure(model: str, tag: str = "", dataset: str = IMAGENET, size: int | None = None) -> Figure | None:
+def published_figure(
+    model: str, tag: str = "", dataset: str | None = IMAGENET, size: int | None = None
+) -> Figure | None:
     """What is published of a model as it is registered, trained on the dataset's own images alone.
 
     Args:
         model: registered name, without its tag.
         tag: of public weights; without one, the figure is that of the paper or the port which the
             model is from, and whose weights, if public at all, have no tag.
-        dataset: evaluated on, as timm's results files spell it, or coco-val2017, cifar10.
+        dataset: evaluated on, as timm's results files spell it, or coco-val2017, cifar10; None for any.
         size: of the input in pixels; by default the first that there is.
 
     Returns:
         The first such row, or None. (LambdaResNet-152 at 256 has two: the paper prints 83.8 in the
         table of the family, which comes first, and 83.4 in another; each row's note says so.)
     """
-    wanted = (model, tag, dataset, "", "")
+    wanted = (model, tag, "", "")
     for figure in published_figures():
-        found = (figure.model, figure.tag, figure.dataset, figure.options, figure.extra_data)
-        if found == wanted and size in (None, figure.size):
+        found = (figure.model, figure.tag, figure.options, figure.extra_data)
+        if found == wanted and dataset in (None, figure.dataset) and size in (None, figure.size):
             return figure
     return None
 

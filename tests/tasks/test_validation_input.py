@@ -232,7 +232,13 @@ def test_which_figure_is_published():
     assert reference("lambdaresnet26t", "", "imagenet-1k", 50000, 256) == {}
     assert "256 pixels" in reference("lambdaresnet26t", "c1_in1k", "imagenet-1k", 50000, 224)["note"]
     assert "50000 images" in reference("lambdaresnet26t", "c1_in1k", "imagenet-1k", 500, 256)["note"]
-    assert reference("lambdaresnet26t", "c1_in1k", "imagenet-v2", 10000, 256) == {}
+    second = reference("lambdaresnet26t", "c1_in1k", "imagenet-v2", 10000, 256)
+    assert second["top1"] == "67.700" and "matched-frequency" in second["note"]
+    assert reference("lambdaresnet26t", "c1_in1k", "imagenet-real", 46837, 256)["top1"] == "85.334"
+    assert reference("lambdaresnet26t", "c1_in1k", "imagenet-sketch", 50889, 256) == {}
+    paper = reference("lambdaresnet152", "", "imagenet-1k", 50000, 256)
+    assert paper["top1"] == "83.8" and not paper["note"]
+    assert reference("lambdaresnet152", "", "imagenet-1k", 50000, 224)["top1"] == "83.2"
     assert reference("lambdaresnet32px", "cifar10", "cifar10", 10000, 32)["top1"] == "82.31"
     assert reference("lambdaresnet32px", "cifar10", "cifar10", 1017, 32)["top1"] == "82.50"
     assert reference("lambdaresnet32px", "cifar10", "cifar10", 500, 32) == {}
