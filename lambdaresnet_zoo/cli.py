@@ -128,6 +128,7 @@ def _add_validate(parser: argparse.ArgumentParser) -> None:
     )
     add("--valid-labels", default="", metavar="FILE", help="numbers of the outputs to compare, a line each")
     add("--checkpoint", default="", metavar="FILE", help="weights to use instead of the model's own")
+    add("--use-ema", action="store_true", help="of a checkpoint, the moving average of its weights")
     add("--num-classes", type=_count, metavar="N", help="classes that the model must have")
     add("--img-size", type=_count, metavar="N", help="pixels of the input (the model's)")
     add("--crop-pct", type=_fraction, metavar="X", help="centre crop (the model's)")

@@ -17,13 +17,15 @@ from ..registry import check_name, list_models
 from ..weights import hub
 from ..weights.reading import check_values, read_checkpoint
 
-__all__ = ["label_names", "load_model"]
+__all__ = ["SOURCES", "label_names", "load_model"]
 
 HUB_SOURCES = ("hf-hub:", "hf_hub:")
 SOURCES = (*HUB_SOURCES, "local-dir:")  # timm's own prefixes, for weights of one's own
 
 
-def load_model(name: str, checkpoint: str | Path | None = None, device: str | torch.device = "cpu") -> nn.Module:
+def load_model(
+    name: str, checkpoint: str | Path | None = None, device: str | torch.device = "cpu", use_ema: bool = True
+) -> nn.Module:
     """A model with weights, ready to predict.
 
     Args:
@@ -33,6 +35,7 @@ def load_model(name: str, checkpoint: str | Path | None = None, device: str | to
             ``lambdaresnet-zoo convert`` knows; it is read without running code from it. The number of
             classes is that of its classifier.
         device: as torch names it.
+        use_ema: take the moving average of the weights where the checkpoint has one.
 
     Returns:
         The model in eval mode on the device.
@@ -42,7 +45,7 @@ def load_model(name: str, checkpoint: str | Path | None = None, device: str | to
     """
     device = _usable(device)
     _check_name(name, needs_weights=checkpoint is None)
-    model: Any = _pretrained(name) if checkpoint is None else _from_checkpoint(name, checkpoint)
+    model: Any = _pretrained(name) if checkpoint is None else _from_checkpoint(name, checkpoint, use_ema)
     if model.in_chans != 3 or model.num_classes < 1:
         raise UserError(
             f"model '{name}' has {model.in_chans} input channels and {model.num_classes} classes; use one for RGB"
@@ -58,10 +61,10 @@ def _pretrained(name: str) -> nn.Module:
         raise UserError(f"model '{name}' cannot be loaded: {_reason(name, error)}") from error
 
 
-def _from_checkpoint(name: str, checkpoint: str | Path) -> nn.Module:
+def _from_checkpoint(name: str, checkpoint: str | Path, use_ema: bool) -> nn.Module:
     if name.startswith(SOURCES):
         raise UserError(f"'{name}' has its own weights: with --checkpoint, name a model of this package")
-    state = read_checkpoint(checkpoint).state
+    state = read_checkpoint(checkpoint, use_ema).state
     check_values(checkpoint, state)
     try:
         translation = translate(state)

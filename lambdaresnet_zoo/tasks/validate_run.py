@@ -1,6 +1,7 @@
 """The command `validate`: models by name, the data, the loop, the report; alone or under torchrun."""
 
 import fnmatch
+import math
 import os
 import sys
 from collections.abc import Mapping
@@ -16,7 +17,7 @@ from torch import nn
 from ..errors import UserError
 from ..registry import list_models
 from ..weights.shipped import digest
-from .loading import load_model
+from .loading import SOURCES, load_model
 from .processes import SharedError, take_part, together
 from .validate import Loading, Measurement, Precision, measure, resolve_input
 from .validation_classes import Classes, identify, match_classes, read_real_labels, read_valid_labels
@@ -41,6 +42,7 @@ class Options:
     target_key: str | None = None
     num_samples: int | None = None
     checkpoint: str = ""
+    use_ema: bool = False
     num_classes: int | None = None
     img_size: int | None = None
     crop_pct: float | None = None
@@ -65,7 +67,7 @@ class Options:
         """What the figures depend on beside model, weights, data and split, as one short text."""
         names: tuple[str, ...] = ("dataset", "split", "class_map", "input_key", "target_key", "img_size", "crop_pct")
         names += ("crop_mode", "interpolation", "channels_last", "torchcompile", "real_labels", "valid_labels")
-        names += ("skip_bad",)
+        names += ("skip_bad", "use_ema")
         given = [(name, getattr(self, name)) for name in names]
         told = [f"{name}={_content(value)}" for name, value in given if value not in ("", None, False)]
         return " ".join([*told, f"amp={self.amp_dtype}"] if self.amp else told)
@@ -83,6 +85,11 @@ def run(options: Options) -> int:
     Raises:
         UserError: nothing can be measured.
     """
+    if options.data and not os.path.exists(options.data):
+        raise UserError(f"{options.data}: no such file or folder")
+    if options.torchcompile and options.torchcompile not in torch.compiler.list_backends(exclude_tags=()):
+        known = ", ".join(torch.compiler.list_backends())
+        raise UserError(f"--torchcompile {options.torchcompile} is no backend of torch.compile; there are {known}")
     with take_part(options.device) as (device, process, processes):
         names = _names(options)
         results = Results(options.results) if options.results else None
@@ -90,6 +97,7 @@ def run(options: Options) -> int:
         for name in names:
             try:
                 row, measured = _one(name, options, device, process, processes, results)
+                _comparable(row, options)
             except UserError as error:
                 shared = isinstance(error, SharedError)
                 if process and shared and len(names) == 1:
@@ -115,7 +123,7 @@ def run(options: Options) -> int:
 
 
 def _names(options: Options) -> list[str]:
-    if not set(options.model) & set("*?["):
+    if options.model.startswith(SOURCES) or not set(options.model) & set("*?["):
         return [options.model]
     if options.checkpoint or options.per_class:
         option = "--checkpoint" if options.checkpoint else "--per-class"
@@ -137,7 +145,7 @@ def _one(
         UserError: it cannot go on.
     """
     key = _key(name, options)
-    finished = results.finished(key) if results else None
+    finished = results.finished(key) if results and not options.per_class else None
     if finished:
         if not process:
             print(f"{name}: finished in {options.results}, top-1 {finished['top1']} %")
@@ -170,8 +178,8 @@ def _prepare(
     name: str, options: Options, device: torch.device, process: int, processes: int
 ) -> tuple[nn.Module, dict[str, Any], Validation, Classes, dict[str, list[int]] | None]:
     """Model, preprocessing, data, classes and ReaL's labels: all that can be wrong before the first batch."""
-    model = load_model(name, options.checkpoint or None, device)
-    if options.tolerance is not None and not has_figure(*_weights(model)):
+    model = load_model(name, options.checkpoint or None, device, options.use_ema)
+    if options.tolerance is not None and not has_figure(*_weights(name, options)):
         raise UserError(f"--tolerance compares with a published figure, and '{name}' has none; leave the option out")
     size: Any = model.num_classes
     if options.num_classes not in (None, size):
@@ -200,7 +208,7 @@ def _row(
 ) -> tuple[dict[str, Any], list[str]]:
     """A row of the results, and what is to be said with it."""
     dataset = identify(classes, found.count + len(found.bad), bool(options.real_labels))
-    figure = reference(*_weights(model), dataset, found.count, config["input_size"][-1])
+    figure = reference(*_weights(name, options), dataset, found.count, config["input_size"][-1], config["crop_pct"])
     notes = [classes.note, figure.get("note", "")]
     short = data.count is not None and found.seen + len(found.bad) != data.count and not found.partial
     if short:
@@ -221,7 +229,7 @@ def _row(
         "status": "partial" if found.partial else "incomplete" if found.bad or short else "complete",
         "bad": len(found.bad),
         "published_top1": figure.get("top1", ""),
-        "difference": f"{top1 - float(figure['top1']):+.4f}" if figure else "",
+        "difference": f"{top1 - float(figure['top1']):+.4f}" if figure.get("top1") else "",
         "published_source": figure.get("source", ""),
         "dataset": dataset,
         "split": data.split,
@@ -244,9 +252,10 @@ def _row(
 
 def _key(name: str, options: Options) -> dict[str, str]:
     data = os.path.abspath(options.data) if options.data else options.dataset
+    folder = Path(name.removeprefix("local-dir:")).absolute() if name.startswith("local-dir:") else None
     return {
-        "model": name,
-        "checkpoint": _content(options.checkpoint),
+        "model": f"local-dir:{folder}" if folder else name,
+        "checkpoint": _content(str(folder / "model.safetensors") if folder else options.checkpoint),
         "data": data,
         "options": options.told(),
     }
@@ -254,14 +263,19 @@ def _key(name: str, options: Options) -> dict[str, str]:
 
 def _content(value: Any) -> str:
     """An option; a file with the start of its digest, as a rerun may find another one of that name."""
-    is_file = isinstance(value, str) and value and Path(value).is_file()
-    return f"{value}@{digest(Path(value))[:12]}" if is_file else str(value)
+    try:
+        is_file = isinstance(value, str) and value and Path(value).is_file()
+        return f"{value}@{digest(Path(value))[:12]}" if is_file else str(value)
+    except OSError as error:
+        raise UserError(f"{value} cannot be read: {error.strerror}") from error
 
 
-def _weights(model: nn.Module) -> tuple[str, str]:
-    """Registered name and tag of what a model was created as."""
-    cfg: Any = model.pretrained_cfg
-    return cfg.get("architecture") or "", cfg.get("tag") or ""
+def _weights(name: str, options: Options) -> tuple[str, str]:
+    """Registered name and tag of weights; no tag for weights of one's own, nor a name for those of a folder."""
+    if name.startswith(SOURCES):
+        return "", ""
+    cfg: Any = timm.models.get_pretrained_cfg(name)
+    return cfg.architecture, "" if options.checkpoint else cfg.tag or ""
 
 
 def _fit(model: nn.Module, size: tuple[int, ...]) -> None:
@@ -272,15 +286,22 @@ def _fit(model: nn.Module, size: tuple[int, ...]) -> None:
         network.set_input_size(img_size=tuple(size))
 
 
+def _comparable(row: Mapping[str, Any], options: Options) -> None:
+    """Refuse a tolerance where nothing was published for this data, size and crop."""
+    if options.tolerance is not None and row["status"] != "partial" and not row["difference"]:
+        raise UserError(
+            f"--tolerance compares with a published figure; there is none of '{row['model']}' on this data, "
+            "at this size and crop"
+        )
+
+
 def _verdict(row: Mapping[str, Any], options: Options) -> int:
     """1 where the figure is not what was published, and says so."""
-    if row["loss"] == "nan" and row["status"] != "partial":
+    if not math.isfinite(float(row["loss"])) and row["status"] != "partial":
         print(f"error: {row['model']} gives no finite numbers; check its weights, or --amp-dtype", file=sys.stderr)
         return 1
     if options.tolerance is None or row["status"] == "partial":
         return 0
-    if not row["difference"]:
-        raise UserError(f"--tolerance compares with a published figure; there is none of '{row['model']}' on this data")
     if abs(float(row["difference"])) <= options.tolerance:
         return 0
     print(

@@ -43,7 +43,7 @@ FIELDS = (
 MATCHED = "imagenetv2-matched-frequency"
 COUNTS = {"imagenet-1k": 50000, MATCHED: 10000}
 """Images of a data set."""
-COMPLETE, PARTIAL = "complete", "partial"
+COMPLETE = "complete"
 
 
 def wilson(correct: int, count: int) -> tuple[float, float]:
@@ -61,34 +61,45 @@ def has_figure(model: str, tag: str) -> bool:
     return bool(published_figure(model, tag, dataset=None)) or bool(_recorded(model, tag))
 
 
-def reference(model: str, tag: str, dataset: str, count: int, size: int) -> dict[str, str]:
-    """The figure that weights should give on a data set.
+def reference(
+    model: str, tag: str, dataset: str, count: int, size: int, crop_pct: float | None = None
+) -> dict[str, str]:
+    """The figure that weights should give on a data set, at the size and crop that it was published with.
 
     Args:
         model: registered name, without its tag.
-        tag: of the weights.
+        tag: of the weights; empty for weights that the user brings, which are held against the paper's or
+            the port's figures.
         dataset: as ``validation_classes.identify`` names it.
         count: images of it.
         size: of the input, in pixels.
+        crop_pct: of the input; None where it is the model's own.
 
     Returns:
-        ``top1`` (percent), ``source`` and ``note``; empty where nothing was published for this data.
+        ``top1`` (percent), ``source`` and ``note``; without ``top1`` where what was published is of another
+        size, crop or number of images, which the note then tells; empty where nothing was.
     """
     version = dataset == "imagenet-v2"  # whose three variants look alike
     named = MATCHED if version else dataset
     figure = published_figure(model, tag, named, size) or published_figure(model, tag, named)
     if figure and figure.top1 is not None:
-        crop = f", crop {figure.crop_pct}" if figure.crop_pct else ""
         notes = ["published on ImageNet-V2's matched-frequency variant"] if version else []
-        notes += [f"published at {figure.size} pixels{crop}"] if size != figure.size else []
-        known = COUNTS.get(named)
-        notes += [f"published on {known} images, these are {count}"] if known and count != known else []
+        differs = []
+        if figure.size not in (None, size):
+            differs.append(f"at {figure.size} pixels")
+        if None not in (figure.crop_pct, crop_pct) and float(figure.crop_pct or 0) != crop_pct:
+            differs.append(f"with crop {figure.crop_pct}")
+        if COUNTS.get(named, count) != count:
+            differs.append(f"on {COUNTS[named]} images, these are {count}")
+        if differs:
+            return {"note": f"{figure.top1} % is published {', '.join(differs)}: not compared"}
         return {"top1": str(figure.top1), "source": figure.source, "note": "; ".join(notes)}
     column = {10000: "top1", 1017: "top1_lossless"}.get(count)
-    record = _recorded(model, tag) if dataset == "cifar10" and column else {}
+    record = _recorded(model, tag) if dataset == "cifar10" and column and size == 32 else {}
     if not record or not column:
         return {}
-    return {"top1": record[column], "source": "recorded by this project, weights/results/cifar10.csv", "note": ""}
+    note = "recorded on the JPEG re-encoding of the test images" if count == 10000 else ""
+    return {"top1": record[column], "source": "recorded by this project, weights/results/cifar10.csv", "note": note}
 
 
 def _recorded(model: str, tag: str) -> Mapping[str, str]:
@@ -194,8 +205,8 @@ class Results:
             raise UserError(f"--results {path} holds other columns than this command writes; give another file")
 
     def finished(self, key: Mapping[str, Any]) -> dict[str, Any] | None:
-        """The row of a run that came to its end with the same model, weights, data and options."""
-        return next((row for row in self.rows if _same(row, key) and row["status"] != PARTIAL), None)
+        """The row of a run that scored every image with the same model, weights, data and options."""
+        return next((row for row in self.rows if _same(row, key) and row["status"] == COMPLETE), None)
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Append a row, in place of one of the same run.
@@ -203,6 +214,8 @@ class Results:
         Raises:
             UserError: the file cannot be written.
         """
+        if self.path.exists():
+            self.rows = self._read()  # another run may have added its own
         self.rows = [*(old for old in self.rows if not _same(old, row)), {field: row[field] for field in FIELDS}]
         try:
             if self.path.suffix == ".csv":

@@ -24,7 +24,7 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
 
 def read_rows(path: Path) -> list[dict[str, str]]:
     """The rows of a csv file, by the names of its columns."""
-    with open(path, newline="") as stream:
+    with open(path, newline="", encoding="utf-8") as stream:
         return list(csv.DictReader(stream))
 
 
@@ -32,7 +32,7 @@ def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     """Write rows of the same columns, at least one, as a csv file, whole."""
 
     def write(temporary: Path) -> None:
-        with open(temporary, "w", newline="") as stream:
+        with open(temporary, "w", newline="", encoding="utf-8") as stream:
             writer = csv.DictWriter(stream, rows[0], lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows)

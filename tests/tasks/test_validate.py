@@ -202,13 +202,28 @@ def test_a_miss_of_the_published_figure_is_an_exit_status(command, checkpoint, s
     figure(round(100 * right / COUNT + 0.2, 4))
     # Own weights have no published figure; those of a model's name have.
     load = validate_run.load_model
-    monkeypatch.setattr(validate_run, "load_model", lambda name, _, device: load(name, checkpoint, device))
+    monkeypatch.setattr(validate_run, "load_model", lambda name, _, device, ema: load(name, checkpoint, device))
     base = ("validate", "--model", NAME, "--data", sets("folder"), "--workers", 0, "--device", "cpu", "--tolerance")
     status, out, err = command(*base, 0.3)
     assert status == 0 and err == [] and any("a paper" in line for line in out)
     assert any(line.split() == ["difference", "-0.2000"] for line in out)
     status, _, err = command(*base, 0.1)
     assert status == 1 and "missed" in err[0] and "-0.2000" in err[0]
+
+
+def test_whose_figure_it_is():
+    """Weights of one's own are held against the paper's figures, never against those of public weights."""
+    assert validate_run._weights("lambdaresnet26t", validate_run.Options("lambdaresnet26t")) == (
+        "lambdaresnet26t",
+        "c1_in1k",
+    )
+    own = validate_run.Options("lambdaresnet26t", checkpoint="mine.pth")
+    assert validate_run._weights("lambdaresnet26t", own) == ("lambdaresnet26t", "")
+    assert validate_run._weights("local-dir:mine", validate_run.Options("local-dir:mine")) == ("", "")
+
+
+def test_a_backend_that_torch_does_not_have(validate, sets):
+    one_line(validate("--data", sets("folder"), "--torchcompile", "nosuch")[0], "--torchcompile nosuch", "inductor")
 
 
 def test_tolerance_without_a_figure_is_refused(validate, sets):
@@ -236,7 +251,7 @@ def test_a_rerun_skips_what_is_finished(command, checkpoint, sets, tmp_path, mon
     measure = validate_run.measure
     monkeypatch.setattr(validate_run, "measure", lambda *a, **k: calls.append(1) or measure(*a, **k))
     load = validate_run.load_model
-    monkeypatch.setattr(validate_run, "load_model", lambda name, _, device: load(NAME, checkpoint, device))
+    monkeypatch.setattr(validate_run, "load_model", lambda name, _, device, ema: load(NAME, checkpoint, device))
     for suffix in ("csv", "json"):
         calls.clear()
         path = tmp_path / f"rows.{suffix}"
@@ -260,7 +275,7 @@ def test_one_failing_model_does_not_stop_the_others(command, checkpoint, sets, m
 
     load = validate_run.load_model
 
-    def broken(name, _, device):
+    def broken(name, _, device, ema):
         if "rpt" in name:
             raise UserError("no network")
         return load(NAME, checkpoint, device)

@@ -230,8 +230,9 @@ def test_which_figure_is_published():
     figure = reference("lambdaresnet26t", "c1_in1k", "imagenet-1k", 50000, 256)
     assert figure["top1"] == "79.126" and figure["source"] and not figure["note"]
     assert reference("lambdaresnet26t", "", "imagenet-1k", 50000, 256) == {}
-    assert "256 pixels" in reference("lambdaresnet26t", "c1_in1k", "imagenet-1k", 50000, 224)["note"]
-    assert "50000 images" in reference("lambdaresnet26t", "c1_in1k", "imagenet-1k", 500, 256)["note"]
+    for setting, part in (((50000, 224), "256 pixels"), ((500, 256), "50000 images"), ((50000, 256, 0.875), "0.94")):
+        other = reference("lambdaresnet26t", "c1_in1k", "imagenet-1k", *setting)
+        assert part in other["note"] and "not compared" in other["note"] and "top1" not in other
     second = reference("lambdaresnet26t", "c1_in1k", "imagenet-v2", 10000, 256)
     assert second["top1"] == "67.700" and "matched-frequency" in second["note"]
     assert reference("lambdaresnet26t", "c1_in1k", "imagenet-real", 46837, 256)["top1"] == "85.334"
@@ -242,3 +243,5 @@ def test_which_figure_is_published():
     assert reference("lambdaresnet32px", "cifar10", "cifar10", 10000, 32)["top1"] == "82.31"
     assert reference("lambdaresnet32px", "cifar10", "cifar10", 1017, 32)["top1"] == "82.50"
     assert reference("lambdaresnet32px", "cifar10", "cifar10", 500, 32) == {}
+    assert reference("lambdaresnet32px", "cifar10", "cifar10", 10000, 64) == {}
+    assert reference("lambdaresnet32px", "", "cifar10", 10000, 32) == {}  # weights of one's own
