@@ -85,12 +85,13 @@ def run(options: Options) -> int:
     Raises:
         UserError: nothing can be measured.
     """
-    if options.data and not os.path.exists(options.data):
-        raise UserError(f"{options.data}: no such file or folder")
-    if options.torchcompile and options.torchcompile not in torch.compiler.list_backends(exclude_tags=()):
-        known = ", ".join(torch.compiler.list_backends())
-        raise UserError(f"--torchcompile {options.torchcompile} is no backend of torch.compile; there are {known}")
     with take_part(options.device) as (device, process, processes):
+        try:
+            together(partial(_check, options))
+        except SharedError:
+            if process:
+                return 2  # the first one tells
+            raise
         names = _names(options)
         results = Results(options.results) if options.results else None
         status = 0
@@ -120,6 +121,15 @@ def run(options: Options) -> int:
             if row["status"] == "partial":
                 return INTERRUPTED
         return status
+
+
+def _check(options: Options) -> None:
+    """What can be told before the first model is loaded."""
+    if options.data and not os.path.exists(options.data):
+        raise UserError(f"{options.data}: no such file or folder")
+    if options.torchcompile and options.torchcompile not in torch.compiler.list_backends(exclude_tags=()):
+        known = ", ".join(torch.compiler.list_backends())
+        raise UserError(f"--torchcompile {options.torchcompile} is no backend of torch.compile; there are {known}")
 
 
 def _names(options: Options) -> list[str]:
