@@ -15,7 +15,8 @@ from .validation_images import IndexedImages, StreamedImages
 
 __all__ = ["Source", "Validation", "open_source"]
 
-SPLITS = ("validation", "val", "valid", "eval", "test")  # what is looked for, in this order
+VALIDATION = ("validation", "val", "valid", "eval", "evaluation")
+SPLITS = (*VALIDATION, "test")  # what is looked for, in this order
 TRAINING = ("train", "training")
 STREAMS = ("wds", "hfids")
 
@@ -100,6 +101,7 @@ def _open(source: Source, kind: str, name: str, root: str, split: str) -> Any:
         name if kind not in ("folder", "tar") else "",
         root=root or None,
         split=split,
+        search_split=kind != "folder",  # found already
         class_map=source.class_map,
         num_samples=(source.num_samples or 1) if kind == "hfids" else None,  # unknown is no obstacle here
         input_key=source.input_key,
@@ -121,7 +123,7 @@ def _resolve(source: Source) -> tuple[str, str, str]:
         return _of_file(path, source.split)
     if (path / "_info.json").is_file() or (path / "info.json").is_file():
         return "wds/", str(path), source.split or _declared_split(path)
-    if any(path.glob("**/*.parquet")):
+    if any(file for pattern in ("*.parquet", "*/*.parquet") for file in path.glob(pattern)):  # no deeper: ImageNet
         name = f"hfds/{path}"
         return name, "", source.split or _hub_split(name) or SPLITS[0]
     tars = sorted(file.name for file in path.glob("*.tar"))
@@ -132,7 +134,8 @@ def _resolve(source: Source) -> tuple[str, str, str]:
         return "wds/", str(path), "::".join(chosen)
     if tars:
         return "tars", str(path), source.split
-    return "folder", str(path), _folder_split(path, source.split)
+    folder, split = _split_folder(path, source.split)
+    return "folder", str(folder), split
 
 
 def _of_file(path: Path, split: str) -> tuple[str, str, str]:
@@ -200,17 +203,25 @@ def _first_known(path: object, splits: list[str]) -> str:
     return known[0]
 
 
-def _folder_split(path: Path, split: str) -> str:
-    """The folder of a split where the root has such; timm would take training images for others otherwise."""
+def _split_folder(path: Path, split: str) -> tuple[Path, str]:
+    """The folder of a split where the root has such, and its name; timm would take the whole root otherwise."""
     folders = {child.name for child in path.iterdir() if child.is_dir()}
-    if split and split not in folders and folders & {*SPLITS, *TRAINING} and split not in SPLITS:
-        raise UserError(f"{path} has no folder '{split}' but {', '.join(sorted(folders))}")
+    if split in folders:
+        return path / split, split
+    if not folders & {*SPLITS, *TRAINING}:
+        return path, split
+    known = [name for name in (_synonyms(split) if split else SPLITS) if name in folders]
+    if known:
+        return path / known[0], known[0]
+    told = ", ".join(sorted(folders))
     if split:
-        return split
-    known = [name for name in SPLITS if name in folders]
-    if not known and folders & set(TRAINING):
-        raise UserError(f"{path} has {', '.join(sorted(folders))}: give the folder with the images to validate on")
-    return known[0] if known else ""
+        raise UserError(f"{path} has no folder '{split}' but {told}")
+    raise UserError(f"{path} has {told}: give the folder with the images to validate on")
+
+
+def _synonyms(split: str) -> tuple[str, ...]:
+    """The names that a split goes by, in the order in which they are looked for."""
+    return next((names for names in (VALIDATION, TRAINING) if split in names), (split,))
 
 
 def _class_names(dataset: Any) -> tuple[str, ...]:

@@ -104,6 +104,23 @@ def test_training_images_are_not_taken_for_others(validate, tmp_path, rows):
     one_line(validate("--data", tmp_path / "val", "--num-classes", 10), "--num-classes 10", "7 classes")
 
 
+def test_a_split_is_one_of_the_folders_or_refused(validate, tmp_path, rows):
+    write_folder(tmp_path / "train", rows[:10])
+    one_line(validate("--data", tmp_path, "--split", "val"), "no folder 'val' but train")
+    write_folder(tmp_path / "val", rows)
+    one_line(validate("--data", tmp_path, "--split", "test"), "no folder 'test' but train, val")
+    for split, count in (("validation", COUNT), ("eval", COUNT), ("training", 10)):
+        path = tmp_path / f"{split}.csv"
+        assert validate("--data", tmp_path, "--split", split, "--results", path, "--batch-size", 5)[0] == 0
+        assert row_of(path)["count"] == str(count)
+
+
+def test_parquet_is_not_looked_for_in_every_folder_of_images(validate, tmp_path, rows):
+    """Beside the pictures of a class it is no data; looking there would walk all of ImageNet."""
+    (write_folder(tmp_path / "val", rows) / "ant" / "features.parquet").write_bytes(b"PAR1")
+    assert validate("--data", tmp_path)[0] == 0
+
+
 def test_the_number_of_classes_must_match(validate, tmp_path, rows):
     data = write_folder(tmp_path / "six", [row for row in rows if row[0] != 3])
     one_line(validate("--data", data), "6 classes", "the model 7", "--class-map")
