@@ -2,11 +2,13 @@
 
 import json
 import logging
+import re
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from timm.data import ImageDataset, IterableImageDataset, create_dataset
 from timm.data.readers.reader_image_in_tar import ReaderImageInTar
 
@@ -94,7 +96,7 @@ def _open(source: Source, kind: str, name: str, root: str, split: str) -> Any:
     if source.class_map and not Path(source.class_map).is_file():
         raise UserError(f"--class-map {source.class_map}: no such file; give a .txt with a class name a line")
     if kind == "tars":
-        return ImageDataset(root, reader=ReaderImageInTar(root, class_map=source.class_map))
+        return ImageDataset(root, reader=_of_tars(ReaderImageInTar(root, class_map=source.class_map), split))
     if kind == "wds":
         import webdataset  # noqa: F401  timm's reader says how to install an old one
     return create_dataset(
@@ -107,6 +109,17 @@ def _open(source: Source, kind: str, name: str, root: str, split: str) -> Any:
         input_key=source.input_key,
         target_key=source.target_key,
     )
+
+
+def _of_tars(reader: ReaderImageInTar, chosen: str) -> ReaderImageInTar:
+    """Timm's reader with the images of some tars of its folder, and their classes, which it has no option for."""
+    if chosen:
+        keep = np.isin([parent for _, parent, _ in reader.samples], chosen.split("::"))
+        reader.samples, targets = reader.samples[keep], reader.targets[keep]
+        used, reader.targets = np.unique(targets, return_inverse=True)
+        reader.class_name_to_idx = {reader.class_idx_to_name[old]: new for new, old in enumerate(used)}
+        reader.class_idx_to_name = dict(enumerate(reader.class_name_to_idx))
+    return reader
 
 
 def _resolve(source: Source) -> tuple[str, str, str]:
@@ -127,13 +140,14 @@ def _resolve(source: Source) -> tuple[str, str, str]:
         name = f"hfds/{path}"
         return name, "", source.split or _hub_split(name) or SPLITS[0]
     tars = sorted(file.name for file in path.glob("*.tar"))
-    if tars and _is_webdataset(path / tars[0]):
-        chosen = [name for name in tars if source.split in name] if source.split else tars
-        if not chosen:
-            raise UserError(f"{path} has no tar with '{source.split}' in its name")
-        return "wds/", str(path), "::".join(chosen)
     if tars:
-        return "tars", str(path), source.split
+        neighbours = _is_webdataset(path / tars[0])
+        chosen = _split_tars(path, tars, source.split, by_class=not neighbours)
+        if neighbours:
+            return "wds/", str(path), "::".join(chosen)
+        if len(tars) > 1 and len(chosen) == 1:
+            return "tar", str(path / chosen[0]), source.split
+        return "tars", str(path), "" if chosen == tars else "::".join(chosen)
     folder, split = _split_folder(path, source.split)
     return "folder", str(folder), split
 
@@ -217,6 +231,38 @@ def _split_folder(path: Path, split: str) -> tuple[Path, str]:
     if split:
         raise UserError(f"{path} has no folder '{split}' but {told}")
     raise UserError(f"{path} has {told}: give the folder with the images to validate on")
+
+
+def _split_tars(path: Path, tars: list[str], split: str, by_class: bool) -> list[str]:
+    """The tars of a split by the words in their names; all where the names tell of no splits."""
+    splits = {name: _split_words(name) for name in tars}
+    if split:
+        wanted, words = _split_words(split), set(_words(split))
+        chosen = [name for name in tars if (splits[name] == wanted if wanted else words <= set(_words(name)))]
+        if not chosen:
+            raise UserError(f"{path} has no tar of the split '{split}' by its name; there are {_few(tars)}")
+        return chosen
+    found = set(splits.values())
+    if found == {""} or (by_class and len(found) == 2 and "" in found):  # of a class that is called bullet train
+        return tars
+    known = [name for name in ("validation", "test") if name in found]
+    if "" not in found and known:
+        return [name for name in tars if splits[name] == known[0]]
+    raise UserError(f"{path} has tars that are not all to validate on ({_few(tars)}): name a split with --split")
+
+
+def _split_words(name: str) -> str:
+    """The splits that a name tells of, each by its first synonym."""
+    groups = (VALIDATION, ("test",), TRAINING)
+    return " ".join(group[0] for group in groups if set(group) & set(_words(name)))
+
+
+def _words(name: str) -> list[str]:
+    return re.findall(r"[a-z]+|[0-9]+", name.removesuffix(".tar").lower())
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
 def _synonyms(split: str) -> tuple[str, ...]:

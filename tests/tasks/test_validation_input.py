@@ -9,7 +9,18 @@ import timm
 from command import one_line
 from safetensors.torch import save_file
 from timm.data import ImageNetInfo
-from validation_sets import COUNT, NAMES, counts, pictures, row_of, write, write_folder, write_parquet, write_shards
+from validation_sets import (
+    COUNT,
+    NAMES,
+    counts,
+    pictures,
+    row_of,
+    write,
+    write_folder,
+    write_parquet,
+    write_shards,
+    write_tar,
+)
 
 from lambdaresnet_zoo.errors import UserError
 from lambdaresnet_zoo.tasks.validation_classes import identify, match_classes
@@ -113,6 +124,37 @@ def test_a_split_is_one_of_the_folders_or_refused(validate, tmp_path, rows):
         path = tmp_path / f"{split}.csv"
         assert validate("--data", tmp_path, "--split", split, "--results", path, "--batch-size", 5)[0] == 0
         assert row_of(path)["count"] == str(count)
+
+
+@pytest.mark.parametrize("form", ["shards", "tars"])
+def test_a_split_is_taken_from_the_names_of_tars(validate, tmp_path, rows, form):
+    """Words of the names count, not parts of words; training images are not measured with others."""
+
+    def add(name, rows, root=tmp_path / "tars"):
+        if form == "shards":
+            rows = [
+                (f"{n}.{end}", part) for n, (y, x) in enumerate(rows) for end, part in (("jpg", x), ("cls", b"%d" % y))
+            ]
+        else:
+            rows = [(f"{NAMES[y]}/{n}.jpg", x) for n, (y, x) in enumerate(rows)]
+        write_tar(root / name, rows)
+
+    def count(*more):
+        path = tmp_path / f"{len(list(tmp_path.iterdir()))}.csv"
+        status, _, err = validate("--data", tmp_path / "tars", "--results", path, "--batch-size", 8, *more)
+        assert status == 0, err
+        return int(row_of(path)["count"])
+
+    add("contest-train-0.tar", rows[:10])
+    one_line(validate("--data", tmp_path / "tars", "--split", "test"), "'test'", "contest-train-0.tar")
+    one_line(validate("--data", tmp_path / "tars"), "contest-train-0.tar", "--split")
+    add("contest-val-0.tar", rows[:12])
+    add("contest-val-1.tar", rows[12:])
+    assert count() == count("--split", "validation") == COUNT
+    assert count("--split", "train") == 10
+    add("contest-more.tar", rows)
+    one_line(validate("--data", tmp_path / "tars"), "contest-more.tar", "--split")
+    assert count("--split", "val") == COUNT
 
 
 def test_parquet_is_not_looked_for_in_every_folder_of_images(validate, tmp_path, rows):
