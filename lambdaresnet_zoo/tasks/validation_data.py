@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 from timm.data import ImageDataset, IterableImageDataset, create_dataset
+from timm.data.readers.class_map import load_class_map
+from timm.data.readers.reader_image_folder import ReaderImageFolder
 from timm.data.readers.reader_image_in_tar import ReaderImageInTar
 
 from ..errors import UserError, first_line
@@ -95,15 +97,14 @@ def open_source(source: Source, process: int = 0, processes: int = 1, named: boo
 def _open(source: Source, kind: str, name: str, root: str, split: str) -> Any:
     if source.class_map and not Path(source.class_map).is_file():
         raise UserError(f"--class-map {source.class_map}: no such file; give a .txt with a class name a line")
-    if kind == "tars":
-        return ImageDataset(root, reader=_of_tars(ReaderImageInTar(root, class_map=source.class_map), split))
+    if kind in ("folder", "tar", "tars"):
+        return ImageDataset(root, reader=_labelled(source, kind, root, split))
     if kind == "wds":
         import webdataset  # noqa: F401  timm's reader says how to install an old one
     return create_dataset(
-        name if kind not in ("folder", "tar") else "",
+        name,
         root=root or None,
         split=split,
-        search_split=kind != "folder",  # found already
         class_map=source.class_map,
         num_samples=(source.num_samples or 1) if kind == "hfids" else None,  # unknown is no obstacle here
         input_key=source.input_key,
@@ -111,14 +112,33 @@ def _open(source: Source, kind: str, name: str, root: str, split: str) -> Any:
     )
 
 
-def _of_tars(reader: ReaderImageInTar, chosen: str) -> ReaderImageInTar:
-    """Timm's reader with the images of some tars of its folder, and their classes, which it has no option for."""
-    if chosen:
-        keep = np.isin([parent for _, parent, _ in reader.samples], chosen.split("::"))
-        reader.samples, targets = reader.samples[keep], reader.targets[keep]
-        used, reader.targets = np.unique(targets, return_inverse=True)
-        reader.class_name_to_idx = {reader.class_idx_to_name[old]: new for new, old in enumerate(used)}
-        reader.class_idx_to_name = dict(enumerate(reader.class_name_to_idx))
+def _labelled(source: Source, kind: str, root: str, split: str) -> Any:
+    """Open a folder or tars with timm's reader; given a class map, it would leave out images of other classes."""
+    if kind == "folder":
+        reader = ReaderImageFolder(root, input_key=source.input_key)
+        targets, names = [target for _, target in reader.samples], list(reader.class_to_idx)
+    else:
+        reader = ReaderImageInTar(root)
+        if kind == "tars" and split:  # of some tars of the folder
+            keep = np.isin([parent for _, parent, _ in reader.samples], split.split("::"))
+            reader.samples, reader.targets = reader.samples[keep], reader.targets[keep]
+        used, places = np.unique(reader.targets, return_inverse=True)
+        targets, names = places.tolist(), [reader.class_idx_to_name[number] for number in used]
+    numbers = {name: number for number, name in enumerate(names)}
+    if source.class_map:
+        numbers = load_class_map(source.class_map)
+        missing = next((name for name in names if name not in numbers), None)
+        if missing is not None:
+            raise UserError(
+                f"--class-map {source.class_map} has no class '{missing}', and {source.data} has images of it"
+            )
+    targets = [numbers[names[target]] for target in targets]
+    if kind == "folder":
+        reader.samples = [(path, target) for (path, _), target in zip(reader.samples, targets, strict=True)]
+        reader.class_to_idx = numbers
+    else:
+        reader.targets, reader.class_name_to_idx = targets, numbers
+        reader.class_idx_to_name = {number: name for name, number in numbers.items()}
     return reader
 
 

@@ -175,6 +175,15 @@ def test_the_number_of_classes_must_match(validate, tmp_path, rows):
     one_line(validate("--data", data, "--class-map", few), "classes run from 0 to 6")
 
 
+@pytest.mark.parametrize("kind", ["folder", "tar", "tars"])
+def test_a_class_map_names_every_class_of_the_data(validate, tmp_path, rows, kind):
+    names = tmp_path / "names.txt"
+    names.write_text("\n".join(NAMES).replace("cat", "lynx"))
+    one_line(validate("--data", write(kind, tmp_path, rows), "--class-map", names), "names.txt", "no class 'cat'")
+    names.write_text("\n".join(NAMES))
+    assert validate("--data", write(kind, tmp_path, rows), "--class-map", names)[0] == 0
+
+
 def test_classes_in_another_order_are_found_by_name(command, tmp_path, rows):
     """The shipped weights know their classes; ships before frogs would cost a fifth of the figure."""
     known = timm.create_model("lambdaresnet32px.cifar10").pretrained_cfg["label_names"]
