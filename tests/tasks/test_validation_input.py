@@ -23,7 +23,7 @@ from validation_sets import (
 )
 
 from lambdaresnet_zoo.errors import UserError
-from lambdaresnet_zoo.tasks.validation_classes import identify, match_classes
+from lambdaresnet_zoo.tasks.validation_classes import Classes, check_real, identify, match_classes
 from lambdaresnet_zoo.tasks.validation_report import reference, wilson
 
 NAME = "test_lambdaresnet"
@@ -223,6 +223,24 @@ def test_imagenet_and_its_relatives(thousand):
         match_classes(thousand, [synsets[1], synsets[0], *synsets[2:]])
     with pytest.raises(UserError, match="do not run from 0 to 999"):
         match_classes(thousand, [str(number) for number in range(1, 1001)])
+
+
+def test_data_without_names_is_known_by_its_count_alone(thousand):
+    """ImageNet's or CIFAR-10's model may be measured on anything, and its figure is of its own data."""
+    for names, mapped in (((), False), (("a", "b"), True)):
+        classes = match_classes(thousand, names, mapped=mapped)
+        assert not classes.dataset
+        assert (identify(classes, 50000), identify(classes, 10000)) == ("imagenet-1k", "")
+        small = match_classes(timm.create_model("lambdaresnet32px.cifar10"), names, mapped=mapped)
+        assert not small.dataset
+        assert [identify(small, count) for count in (10000, 1017, 50000)] == ["cifar10", "cifar10", ""]
+
+
+def test_real_labels_are_of_all_outputs(thousand):
+    check_real(match_classes(thousand, ()))
+    for classes in (match_classes(thousand, (), range(1000)[:200]), Classes(10)):
+        with pytest.raises(UserError, match="--real-labels are of ImageNet's 1000 classes"):
+            check_real(classes)
 
 
 def test_valid_labels_compare_some_outputs(validate, tmp_path, rows):
