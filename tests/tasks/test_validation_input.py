@@ -4,6 +4,8 @@ import json
 import math
 import os
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 import timm
 from command import one_line
@@ -182,6 +184,37 @@ def test_a_class_map_names_every_class_of_the_data(validate, tmp_path, rows, kin
     one_line(validate("--data", write(kind, tmp_path, rows), "--class-map", names), "names.txt", "no class 'cat'")
     names.write_text("\n".join(NAMES))
     assert validate("--data", write(kind, tmp_path, rows), "--class-map", names)[0] == 0
+
+
+@pytest.mark.parametrize("kind", ["hfds", "hfids"])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_labels_and_keys_of_another_kind_are_told_as_that(validate, tmp_path, rows, kind, workers):
+    """They are wrong for every image, and no image is damaged: --skip-bad does not go over them."""
+    rows = [{"image": {"bytes": x}, "label": NAMES[y], "list": [y]} for y, x in rows]
+    meta = {"huggingface": json.dumps({"info": {"features": {
+        "image": {"_type": "Image"}, "label": {"_type": "Value", "dtype": "string"},
+        "list": {"_type": "Sequence", "feature": {"_type": "Value", "dtype": "int64"}},
+    }}})}  # fmt: skip
+    (tmp_path / "data").mkdir()
+    table = pyarrow.Table.from_pylist(rows).replace_schema_metadata(meta)
+    pyarrow.parquet.write_table(table, tmp_path / "data" / "test.parquet")
+    base = ("--dataset", f"{kind}/{tmp_path / 'data'}", "--split", "test", "--workers", workers, "--skip-bad")
+    one_line(validate(*base), "label 'ant' is no class number; --class-map FILE maps names")
+    one_line(validate(*base, "--target-key", "list"), "label [0] is no class number")
+    one_line(validate(*base, "--target-key", "labl"), "has no 'labl'", "--target-key")
+    names = tmp_path / "names.txt"
+    names.write_text("\n".join(NAMES).replace("cat", "lynx"))
+    one_line(validate(*base, "--class-map", names), "label 'cat' is not in the class map")
+
+
+@pytest.mark.parametrize("key", ["--input-key", "--target-key"])
+def test_a_wrong_key_of_webdataset_is_no_damage(validate, tmp_path, rows, key):
+    data = write_shards(tmp_path / "wds", rows)
+    outcome = validate("--data", data, key, "foo", "--skip-bad")
+    one_line(outcome, key, "foo" if key == "--input-key" else "json sidecar")
+    assert "damaged" not in " ".join(outcome[2])
+    members = [("0.jpg", rows[0][1]), ("0.cls", b"cat")]
+    one_line(validate("--data", write_tar(tmp_path / "a.tar", members), "--skip-bad"), "label 'cat' is no class number")
 
 
 def test_classes_in_another_order_are_found_by_name(command, tmp_path, rows):
