@@ -26,6 +26,7 @@ from validation_sets import (
 
 from lambdaresnet_zoo.errors import UserError
 from lambdaresnet_zoo.tasks.validation_classes import Classes, check_real, identify, match_classes
+from lambdaresnet_zoo.tasks.validation_data import Source, open_source
 from lambdaresnet_zoo.tasks.validation_report import reference, wilson
 
 NAME = "test_lambdaresnet"
@@ -159,10 +160,10 @@ def test_a_split_is_taken_from_the_names_of_tars(validate, tmp_path, rows, form)
     assert count("--split", "val") == COUNT
 
 
-def test_parquet_is_not_looked_for_in_every_folder_of_images(validate, tmp_path, rows):
+def test_parquet_is_not_looked_for_in_every_folder_of_images(tmp_path, rows):
     """Beside the pictures of a class it is no data; looking there would walk all of ImageNet."""
     (write_folder(tmp_path / "val", rows) / "ant" / "features.parquet").write_bytes(b"PAR1")
-    assert validate("--data", tmp_path)[0] == 0
+    assert open_source(Source(str(tmp_path))).kind == "folder"
 
 
 def test_the_number_of_classes_must_match(validate, tmp_path, rows):
