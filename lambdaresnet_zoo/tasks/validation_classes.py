@@ -13,10 +13,11 @@ from torch import nn
 from ..errors import UserError, first_line
 from ..models.lambdaresnet_small import CIFAR10_CLASSES
 
-__all__ = ["Classes", "identify", "match_classes", "read_real_labels", "read_valid_labels"]
+__all__ = ["Classes", "check_real", "identify", "match_classes", "read_real_labels", "read_valid_labels"]
 
 SUBSETS = ("imagenet-a", "imagenet-r")
 REAL_IMAGES = 50000
+CIFAR10_IMAGES = (10000, 1017)  # its test set, and the part of it that this package's figures are also given for
 MAP = "write the model's classes to a .txt, one a line in its order and as the data spells them: --class-map FILE"
 
 
@@ -57,7 +58,7 @@ def match_classes(model: nn.Module, names: Sequence[str], valid: Sequence[int] =
             raise UserError(f"--valid-labels names {len(valid)} of {size} outputs; the data has {len(names)} classes")
         return Classes(len(valid), tuple(valid), names=tuple(known[index] for index in valid) if known else ())
     if mapped or not names:
-        return Classes(size, names=tuple(known), dataset="" if not known else _dataset_of(known))
+        return Classes(size, names=tuple(known))  # of which data set, only the number of images can tell
     subset = _imagenet_subset(names) if size == 1000 else ""
     if subset:
         outputs = tuple(_synsets().index(name) for name in names)
@@ -133,9 +134,25 @@ def identify(classes: Classes, count: int, real: bool = False) -> str:
         return "imagenet-sketch"
     if classes.dataset == "numbered-1k":  # how ImageNet-V2's folders are named
         return "imagenet-v2" if count == 10000 else "imagenet-1k" if count == REAL_IMAGES else ""
-    if not classes.dataset and (classes.count, count) == (1000, REAL_IMAGES):  # under other names of its classes
+    if classes.dataset or classes.valid:
+        return classes.dataset
+    if (classes.count, count) == (1000, REAL_IMAGES):  # under other names of its classes
         return "imagenet-1k"
-    return classes.dataset
+    own = tuple(map(_plain, classes.names)) == CIFAR10_CLASSES
+    return "cifar10" if own and count in CIFAR10_IMAGES else ""
+
+
+def check_real(classes: Classes) -> None:
+    """Whether ReaL's labels can be compared, which are numbers of all 1000 outputs.
+
+    Raises:
+        UserError: only some of the outputs are compared.
+    """
+    if classes.valid or classes.count != 1000:
+        raise UserError(
+            f"--real-labels are of ImageNet's 1000 classes, and {classes.count} are compared here; "
+            "leave out --real-labels, or --valid-labels"
+        )
 
 
 def read_valid_labels(path: str) -> tuple[int, ...]:

@@ -2,12 +2,16 @@
 
 import json
 import logging
+import re
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from timm.data import ImageDataset, IterableImageDataset, create_dataset
+from timm.data.readers.class_map import load_class_map
+from timm.data.readers.reader_image_folder import ReaderImageFolder
 from timm.data.readers.reader_image_in_tar import ReaderImageInTar
 
 from ..errors import UserError, first_line
@@ -15,7 +19,8 @@ from .validation_images import IndexedImages, StreamedImages
 
 __all__ = ["Source", "Validation", "open_source"]
 
-SPLITS = ("validation", "val", "valid", "eval", "test")  # what is looked for, in this order
+VALIDATION = ("validation", "val", "valid", "eval", "evaluation")
+SPLITS = (*VALIDATION, "test")  # what is looked for, in this order
 TRAINING = ("train", "training")
 STREAMS = ("wds", "hfids")
 
@@ -92,12 +97,12 @@ def open_source(source: Source, process: int = 0, processes: int = 1, named: boo
 def _open(source: Source, kind: str, name: str, root: str, split: str) -> Any:
     if source.class_map and not Path(source.class_map).is_file():
         raise UserError(f"--class-map {source.class_map}: no such file; give a .txt with a class name a line")
-    if kind == "tars":
-        return ImageDataset(root, reader=ReaderImageInTar(root, class_map=source.class_map))
+    if kind in ("folder", "tar", "tars"):
+        return ImageDataset(root, reader=_labelled(source, kind, root, split))
     if kind == "wds":
         import webdataset  # noqa: F401  timm's reader says how to install an old one
     return create_dataset(
-        name if kind not in ("folder", "tar") else "",
+        name,
         root=root or None,
         split=split,
         class_map=source.class_map,
@@ -105,6 +110,36 @@ def _open(source: Source, kind: str, name: str, root: str, split: str) -> Any:
         input_key=source.input_key,
         target_key=source.target_key,
     )
+
+
+def _labelled(source: Source, kind: str, root: str, split: str) -> Any:
+    """Open a folder or tars with timm's reader; given a class map, it would leave out images of other classes."""
+    if kind == "folder":
+        reader = ReaderImageFolder(root, input_key=source.input_key)
+        targets, names = [target for _, target in reader.samples], list(reader.class_to_idx)
+    else:
+        reader = ReaderImageInTar(root)
+        if kind == "tars" and split:  # of some tars of the folder
+            keep = np.isin([parent for _, parent, _ in reader.samples], split.split("::"))
+            reader.samples, reader.targets = reader.samples[keep], reader.targets[keep]
+        used, places = np.unique(reader.targets, return_inverse=True)
+        targets, names = places.tolist(), [reader.class_idx_to_name[number] for number in used]
+    numbers = {name: number for number, name in enumerate(names)}
+    if source.class_map:
+        numbers = load_class_map(source.class_map)
+        missing = next((name for name in names if name not in numbers), None)
+        if missing is not None:
+            raise UserError(
+                f"--class-map {source.class_map} has no class '{missing}', and {source.data} has images of it"
+            )
+    targets = [numbers[names[target]] for target in targets]
+    if kind == "folder":
+        reader.samples = [(path, target) for (path, _), target in zip(reader.samples, targets, strict=True)]
+        reader.class_to_idx = numbers
+    else:
+        reader.targets, reader.class_name_to_idx = targets, numbers
+        reader.class_idx_to_name = {number: name for name, number in numbers.items()}
+    return reader
 
 
 def _resolve(source: Source) -> tuple[str, str, str]:
@@ -121,18 +156,20 @@ def _resolve(source: Source) -> tuple[str, str, str]:
         return _of_file(path, source.split)
     if (path / "_info.json").is_file() or (path / "info.json").is_file():
         return "wds/", str(path), source.split or _declared_split(path)
-    if any(path.glob("**/*.parquet")):
+    if any(file for pattern in ("*.parquet", "*/*.parquet") for file in path.glob(pattern)):  # no deeper: ImageNet
         name = f"hfds/{path}"
         return name, "", source.split or _hub_split(name) or SPLITS[0]
     tars = sorted(file.name for file in path.glob("*.tar"))
-    if tars and _is_webdataset(path / tars[0]):
-        chosen = [name for name in tars if source.split in name] if source.split else tars
-        if not chosen:
-            raise UserError(f"{path} has no tar with '{source.split}' in its name")
-        return "wds/", str(path), "::".join(chosen)
     if tars:
-        return "tars", str(path), source.split
-    return "folder", str(path), _folder_split(path, source.split)
+        neighbours = _is_webdataset(path / tars[0])
+        chosen = _split_tars(path, tars, source.split, by_class=not neighbours)
+        if neighbours:
+            return "wds/", str(path), "::".join(chosen)
+        if len(tars) > 1 and len(chosen) == 1:
+            return "tar", str(path / chosen[0]), source.split
+        return "tars", str(path), "" if chosen == tars else "::".join(chosen)
+    folder, split = _split_folder(path, source.split)
+    return "folder", str(folder), split
 
 
 def _of_file(path: Path, split: str) -> tuple[str, str, str]:
@@ -200,17 +237,57 @@ def _first_known(path: object, splits: list[str]) -> str:
     return known[0]
 
 
-def _folder_split(path: Path, split: str) -> str:
-    """The folder of a split where the root has such; timm would take training images for others otherwise."""
+def _split_folder(path: Path, split: str) -> tuple[Path, str]:
+    """The folder of a split where the root has such, and its name; timm would take the whole root otherwise."""
     folders = {child.name for child in path.iterdir() if child.is_dir()}
-    if split and split not in folders and folders & {*SPLITS, *TRAINING} and split not in SPLITS:
-        raise UserError(f"{path} has no folder '{split}' but {', '.join(sorted(folders))}")
+    if split in folders:
+        return path / split, split
+    if not folders & {*SPLITS, *TRAINING}:
+        return path, split
+    known = [name for name in (_synonyms(split) if split else SPLITS) if name in folders]
+    if known:
+        return path / known[0], known[0]
+    told = ", ".join(sorted(folders))
     if split:
-        return split
-    known = [name for name in SPLITS if name in folders]
-    if not known and folders & set(TRAINING):
-        raise UserError(f"{path} has {', '.join(sorted(folders))}: give the folder with the images to validate on")
-    return known[0] if known else ""
+        raise UserError(f"{path} has no folder '{split}' but {told}")
+    raise UserError(f"{path} has {told}: give the folder with the images to validate on")
+
+
+def _split_tars(path: Path, tars: list[str], split: str, by_class: bool) -> list[str]:
+    """The tars of a split by the words in their names; all where the names tell of no splits."""
+    splits = {name: _split_words(name) for name in tars}
+    if split:
+        wanted, words = _split_words(split), set(_words(split))
+        chosen = [name for name in tars if (splits[name] == wanted if wanted else words <= set(_words(name)))]
+        if not chosen:
+            raise UserError(f"{path} has no tar of the split '{split}' by its name; there are {_few(tars)}")
+        return chosen
+    found = set(splits.values())
+    if found == {""} or (by_class and len(found) == 2 and "" in found):  # of a class that is called bullet train
+        return tars
+    known = [name for name in ("validation", "test") if name in found]
+    if "" not in found and known:
+        return [name for name in tars if splits[name] == known[0]]
+    raise UserError(f"{path} has tars that are not all to validate on ({_few(tars)}): name a split with --split")
+
+
+def _split_words(name: str) -> str:
+    """The splits that a name tells of, each by its first synonym."""
+    groups = (VALIDATION, ("test",), TRAINING)
+    return " ".join(group[0] for group in groups if set(group) & set(_words(name)))
+
+
+def _words(name: str) -> list[str]:
+    return re.findall(r"[a-z]+|[0-9]+", name.removesuffix(".tar").lower())
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+
+
+def _synonyms(split: str) -> tuple[str, ...]:
+    """The names that a split goes by, in the order in which they are looked for."""
+    return next((names for names in (VALIDATION, TRAINING) if split in names), (split,))
 
 
 def _class_names(dataset: Any) -> tuple[str, ...]:

@@ -7,7 +7,8 @@ The readers, the decoding and the transform are timm's.
 
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ from timm.data.loader import fast_collate
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
-from ..errors import UserError
+from ..errors import UserError, first_line
 from .images import image_problem
 
 __all__ = ["Batch", "Collate", "IndexedImages", "StreamedImages"]
@@ -104,18 +105,29 @@ class IndexedImages(Dataset):
     def __getitem__(self, number: int) -> Sample:
         index = self.indices[number]
         try:
-            image, target = self._read(index)
-            image = self.transform(image)
+            read, target = self._read(index)
+        except Exception as error:
+            return _failed(self._name(index), error)
+        try:
+            image = self.transform(read())
         except Exception as error:  # a decoder may raise anything on a damaged file
             return Sample(None, 0, self._name(index), image_problem(error))
-        return Sample(image, -1 if target is None else int(target), self._name(index) if self.named else "")
+        return Sample(image, target, self._name(index) if self.named else "")
 
-    def _read(self, index: int) -> tuple[Any, Any]:
+    def _read(self, index: int) -> tuple[Callable[[], Any], int]:
+        """What gives the image, which may be damaged, and its class."""
         if not isinstance(self.dataset, ImageDataset):
-            return self.dataset[index]
-        stream, target = self.dataset.reader[index]
-        with stream:
-            return Image.open(stream).convert(self.dataset.input_img_mode), target
+            image, target = self.dataset[index]
+            return lambda: image, _number(target)
+        reader = self.dataset.reader
+        with _keys(reader):
+            stream, target = reader[index]
+
+        def read() -> Any:
+            with stream:
+                return Image.open(stream).convert(self.dataset.input_img_mode)
+
+        return read, _number(target)
 
     def _name(self, index: int) -> str:
         try:
@@ -152,15 +164,15 @@ class StreamedImages(IterableDataset):
                 return
             try:
                 image, target = read()
-                image = self.transform(image)
+                image, number = self.transform(image), _number(target)
             except Exception as error:  # a decoder may raise anything on a damaged file
-                yield Sample(None, 0, name, _problem(error))
+                yield _failed(name, error)
                 continue
-            yield Sample(image, int(target), name)
+            yield Sample(image, number, name)
 
     def _webdataset(self) -> Iterator[tuple[str, Any]]:
         import webdataset
-        from timm.data.readers.reader_wds import _decode  # what timm's pipeline does, whose errors it only logs
+        from timm.data.readers.reader_wds import WdsTargetKeyError, _decode  # timm's pipeline only logs errors
 
         reader = self.reader
         shards = [os.path.join(reader.root, name) for name in reader.split_info.filenames]
@@ -169,16 +181,26 @@ class StreamedImages(IterableDataset):
         for sample in webdataset.DataPipeline(*stages):
 
             def read(sample: dict[str, Any] = sample) -> tuple[Any, Any]:
-                decoded = _decode(
-                    sample,
-                    image_key=reader.input_key,
-                    image_mode=reader.input_img_mode,
-                    target_key=reader.target_keys or reader.target_key,
-                    alt_label=reader.split_info.alt_label,
-                )
+                if not set(reader.input_key.split(";")) & set(sample):
+                    raise UserError(f"has no {reader.input_key}; name the keys with --input-key and --target-key")
+                key = reader.target_keys or reader.target_key
+                if not key and not reader.split_info.alt_label:
+                    with _keys(reader):
+                        _number(sample["cls"])
+                try:
+                    decoded = _decode(
+                        sample,
+                        image_key=reader.input_key,
+                        image_mode=reader.input_img_mode,
+                        target_key=key,
+                        alt_label=reader.split_info.alt_label,
+                    )
+                except WdsTargetKeyError as error:
+                    raise UserError(f"{first_line(error)} Name it with --target-key") from error
                 if decoded is None:
                     return None, -1
-                return decoded["jpg"], self._mapped(decoded["target"])
+                with _keys(reader):
+                    return decoded["jpg"], self._mapped(decoded["target"])
 
             yield f"{sample.get('__url__', '')}: {sample['__key__']}", read
 
@@ -193,9 +215,11 @@ class StreamedImages(IterableDataset):
             content = example[reader.input_key]
 
             def read(example: dict[str, Any] = example, content: dict[str, Any] = content) -> tuple[Any, Any]:
+                with _keys(reader):
+                    target = self._mapped(example[reader.target_key])
                 stored = content.get("bytes")
                 image = Image.open(io.BytesIO(stored)) if stored else decoder.decode_example(content)
-                return image.convert(reader.input_img_mode), self._mapped(example[reader.target_key])
+                return image.convert(reader.input_img_mode), target
 
             yield str(content.get("path") or f"example {number} of its worker"), read
 
@@ -214,7 +238,29 @@ def _breach(error: Exception) -> tuple[str, str]:
     return shard, f"cannot be read on ({text.splitlines()[0].split(' @ ')[0]}); get it again"
 
 
-def _problem(error: Exception) -> str:
-    if isinstance(error, KeyError):
-        return f"has no {error}; name the keys with --input-key and --target-key"
-    return str(error) if isinstance(error, UserError) else image_problem(error)
+def _number(target: Any) -> int:
+    """The class of an image, -1 where it has none."""
+    try:
+        return -1 if target is None else int(target)
+    except (TypeError, ValueError) as error:
+        target = target.decode(errors="replace") if isinstance(target, bytes) else target
+        raise UserError(f"label {target!r} is no class number; --class-map FILE maps names") from error
+
+
+@contextmanager
+def _keys(reader: Any) -> Iterator[None]:
+    """Word what timm raises on a key that an example, or a class map, has not."""
+    try:
+        yield
+    except KeyError as error:
+        keys = (getattr(reader, name, None) for name in ("image_key", "label_key", "input_key", "target_key"))
+        if getattr(reader, "remap_class", False) and error.args and error.args[0] not in (*keys, "cls"):
+            raise UserError(f"label {error} is not in the class map; give one with it to --class-map") from error
+        raise UserError(f"has no {error}; name the keys with --input-key and --target-key") from error
+
+
+def _failed(name: str, error: Exception) -> Sample:
+    """A damaged image, which may be left out; or what is wrong with all of them, after which nothing is read."""
+    if isinstance(error, UserError):
+        return Sample(None, 0, name, str(error), ends=True)
+    return Sample(None, 0, name, image_problem(error))

@@ -4,15 +4,29 @@ import json
 import math
 import os
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 import timm
 from command import one_line
 from safetensors.torch import save_file
 from timm.data import ImageNetInfo
-from validation_sets import COUNT, NAMES, counts, pictures, row_of, write, write_folder, write_parquet, write_shards
+from validation_sets import (
+    COUNT,
+    NAMES,
+    counts,
+    pictures,
+    row_of,
+    write,
+    write_folder,
+    write_parquet,
+    write_shards,
+    write_tar,
+)
 
 from lambdaresnet_zoo.errors import UserError
-from lambdaresnet_zoo.tasks.validation_classes import identify, match_classes
+from lambdaresnet_zoo.tasks.validation_classes import Classes, check_real, identify, match_classes
+from lambdaresnet_zoo.tasks.validation_data import Source, open_source
 from lambdaresnet_zoo.tasks.validation_report import reference, wilson
 
 NAME = "test_lambdaresnet"
@@ -104,6 +118,54 @@ def test_training_images_are_not_taken_for_others(validate, tmp_path, rows):
     one_line(validate("--data", tmp_path / "val", "--num-classes", 10), "--num-classes 10", "7 classes")
 
 
+def test_a_split_is_one_of_the_folders_or_refused(validate, tmp_path, rows):
+    write_folder(tmp_path / "train", rows[:10])
+    one_line(validate("--data", tmp_path, "--split", "val"), "no folder 'val' but train")
+    write_folder(tmp_path / "val", rows)
+    one_line(validate("--data", tmp_path, "--split", "test"), "no folder 'test' but train, val")
+    for split, count in (("validation", COUNT), ("eval", COUNT), ("training", 10)):
+        path = tmp_path / f"{split}.csv"
+        assert validate("--data", tmp_path, "--split", split, "--results", path, "--batch-size", 5)[0] == 0
+        assert row_of(path)["count"] == str(count)
+
+
+@pytest.mark.parametrize("form", ["shards", "tars"])
+def test_a_split_is_taken_from_the_names_of_tars(validate, tmp_path, rows, form):
+    """Words of the names count, not parts of words; training images are not measured with others."""
+
+    def add(name, rows, root=tmp_path / "tars"):
+        if form == "shards":
+            rows = [
+                (f"{n}.{end}", part) for n, (y, x) in enumerate(rows) for end, part in (("jpg", x), ("cls", b"%d" % y))
+            ]
+        else:
+            rows = [(f"{NAMES[y]}/{n}.jpg", x) for n, (y, x) in enumerate(rows)]
+        write_tar(root / name, rows)
+
+    def count(*more):
+        path = tmp_path / f"{len(list(tmp_path.iterdir()))}.csv"
+        status, _, err = validate("--data", tmp_path / "tars", "--results", path, "--batch-size", 8, *more)
+        assert status == 0, err
+        return int(row_of(path)["count"])
+
+    add("contest-train-0.tar", rows[:10])
+    one_line(validate("--data", tmp_path / "tars", "--split", "test"), "'test'", "contest-train-0.tar")
+    one_line(validate("--data", tmp_path / "tars"), "contest-train-0.tar", "--split")
+    add("contest-val-0.tar", rows[:12])
+    add("contest-val-1.tar", rows[12:])
+    assert count() == count("--split", "validation") == COUNT
+    assert count("--split", "train") == 10
+    add("contest-more.tar", rows)
+    one_line(validate("--data", tmp_path / "tars"), "contest-more.tar", "--split")
+    assert count("--split", "val") == COUNT
+
+
+def test_parquet_is_not_looked_for_in_every_folder_of_images(tmp_path, rows):
+    """Beside the pictures of a class it is no data; looking there would walk all of ImageNet."""
+    (write_folder(tmp_path / "val", rows) / "ant" / "features.parquet").write_bytes(b"PAR1")
+    assert open_source(Source(str(tmp_path))).kind == "folder"
+
+
 def test_the_number_of_classes_must_match(validate, tmp_path, rows):
     data = write_folder(tmp_path / "six", [row for row in rows if row[0] != 3])
     one_line(validate("--data", data), "6 classes", "the model 7", "--class-map")
@@ -114,6 +176,46 @@ def test_the_number_of_classes_must_match(validate, tmp_path, rows):
     few = tmp_path / "few.txt"
     few.write_text("\n".join(["unknown"] * 8 + list(NAMES)))
     one_line(validate("--data", data, "--class-map", few), "classes run from 0 to 6")
+
+
+@pytest.mark.parametrize("kind", ["folder", "tar", "tars"])
+def test_a_class_map_names_every_class_of_the_data(validate, tmp_path, rows, kind):
+    names = tmp_path / "names.txt"
+    names.write_text("\n".join(NAMES).replace("cat", "lynx"))
+    one_line(validate("--data", write(kind, tmp_path, rows), "--class-map", names), "names.txt", "no class 'cat'")
+    names.write_text("\n".join(NAMES))
+    assert validate("--data", write(kind, tmp_path, rows), "--class-map", names)[0] == 0
+
+
+@pytest.mark.parametrize("kind", ["hfds", "hfids"])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_labels_and_keys_of_another_kind_are_told_as_that(validate, tmp_path, rows, kind, workers):
+    """They are wrong for every image, and no image is damaged: --skip-bad does not go over them."""
+    rows = [{"image": {"bytes": x}, "label": NAMES[y], "list": [y]} for y, x in rows]
+    meta = {"huggingface": json.dumps({"info": {"features": {
+        "image": {"_type": "Image"}, "label": {"_type": "Value", "dtype": "string"},
+        "list": {"_type": "Sequence", "feature": {"_type": "Value", "dtype": "int64"}},
+    }}})}  # fmt: skip
+    (tmp_path / "data").mkdir()
+    table = pyarrow.Table.from_pylist(rows).replace_schema_metadata(meta)
+    pyarrow.parquet.write_table(table, tmp_path / "data" / "test.parquet")
+    base = ("--dataset", f"{kind}/{tmp_path / 'data'}", "--split", "test", "--workers", workers, "--skip-bad")
+    one_line(validate(*base), "label 'ant' is no class number; --class-map FILE maps names")
+    one_line(validate(*base, "--target-key", "list"), "label [0] is no class number")
+    one_line(validate(*base, "--target-key", "labl"), "has no 'labl'", "--target-key")
+    names = tmp_path / "names.txt"
+    names.write_text("\n".join(NAMES).replace("cat", "lynx"))
+    one_line(validate(*base, "--class-map", names), "label 'cat' is not in the class map")
+
+
+@pytest.mark.parametrize("key", ["--input-key", "--target-key"])
+def test_a_wrong_key_of_webdataset_is_no_damage(validate, tmp_path, rows, key):
+    data = write_shards(tmp_path / "wds", rows)
+    outcome = validate("--data", data, key, "foo", "--skip-bad")
+    one_line(outcome, key, "foo" if key == "--input-key" else "json sidecar")
+    assert "damaged" not in " ".join(outcome[2])
+    members = [("0.jpg", rows[0][1]), ("0.cls", b"cat")]
+    one_line(validate("--data", write_tar(tmp_path / "a.tar", members), "--skip-bad"), "label 'cat' is no class number")
 
 
 def test_classes_in_another_order_are_found_by_name(command, tmp_path, rows):
@@ -155,6 +257,24 @@ def test_imagenet_and_its_relatives(thousand):
         match_classes(thousand, [synsets[1], synsets[0], *synsets[2:]])
     with pytest.raises(UserError, match="do not run from 0 to 999"):
         match_classes(thousand, [str(number) for number in range(1, 1001)])
+
+
+def test_data_without_names_is_known_by_its_count_alone(thousand):
+    """ImageNet's or CIFAR-10's model may be measured on anything, and its figure is of its own data."""
+    for names, mapped in (((), False), (("a", "b"), True)):
+        classes = match_classes(thousand, names, mapped=mapped)
+        assert not classes.dataset
+        assert (identify(classes, 50000), identify(classes, 10000)) == ("imagenet-1k", "")
+        small = match_classes(timm.create_model("lambdaresnet32px.cifar10"), names, mapped=mapped)
+        assert not small.dataset
+        assert [identify(small, count) for count in (10000, 1017, 50000)] == ["cifar10", "cifar10", ""]
+
+
+def test_real_labels_are_of_all_outputs(thousand):
+    check_real(match_classes(thousand, ()))
+    for classes in (match_classes(thousand, (), range(1000)[:200]), Classes(10)):
+        with pytest.raises(UserError, match="--real-labels are of ImageNet's 1000 classes"):
+            check_real(classes)
 
 
 def test_valid_labels_compare_some_outputs(validate, tmp_path, rows):
