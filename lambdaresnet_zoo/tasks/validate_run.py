@@ -20,7 +20,7 @@ from ..weights.shipped import digest
 from .loading import SOURCES, load_model
 from .processes import SharedError, take_part, together
 from .validate import Loading, Measurement, Precision, measure, resolve_input
-from .validation_classes import Classes, identify, match_classes, read_real_labels, read_valid_labels
+from .validation_classes import Classes, check_real, identify, match_classes, read_real_labels, read_valid_labels
 from .validation_data import Source, Validation, open_source
 from .validation_report import Results, environment, has_figure, peak_memory, reference, table, wilson, write_classes
 
@@ -201,6 +201,8 @@ def _prepare(
     data = open_source(source, process, processes, named=real is not None)
     valid = read_valid_labels(options.valid_labels) if options.valid_labels else ()
     classes = match_classes(model, data.classes, valid, mapped=bool(options.class_map))
+    if real is not None:
+        check_real(classes)
     return model, config, data, classes, real
 
 
