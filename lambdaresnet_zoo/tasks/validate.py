@@ -5,10 +5,12 @@ images are counted as whole numbers, losses summed in float64, and over several 
 """
 
 import signal
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from types import TracebackType
 from typing import Any
 
 import torch
@@ -283,4 +285,11 @@ def _over_processes(own: Measurement) -> Measurement:
 def _leave_interrupts(worker: Any) -> int:
     """For the loader's workers: Ctrl-C is the main process's to handle. Returns timm's own seed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sys.excepthook = _hang_up
     return worker.seed
+
+
+def _hang_up(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """A worker whose reader is gone, after Ctrl-C, has nothing to report; all else is told as ever."""
+    if not issubclass(kind, (OSError, EOFError)):
+        sys.__excepthook__(kind, error, trace)
