@@ -18,7 +18,7 @@ from ..weights.folder import check_place, write_folder, write_model
 from ..weights.reading import Checkpoint, check_values, read_checkpoint
 from .config import check_arguments
 from .formats import OWN, Translation, translate
-from .matching import MisfitError, fill, find_model, model_arguments
+from .matching import MisfitError, fill, find_model, load, model_arguments
 from .report import Report, Row
 from .single_layer import write_layer
 from .sources import Source, find_source
@@ -161,24 +161,10 @@ def _layer(
             f"holds a single lambda layer, which takes no --{unused[0].replace('_names', 's').replace('_', '-')}"
         )
     layer = LambdaLayer(**translation.layer)
-    own = layer.state_dict()
-    state = dict(translation.state)
-    for key, value in own.items():
-        if key not in state and key.endswith("num_batches_tracked"):
-            state[key] = torch.zeros_like(value)
-            rows.append(Row("filled", "", key, ()))
-    try:
-        layer.load_state_dict(state)
-    except RuntimeError as error:
-        raise UserError(f"these weights do not fit a LambdaLayer: {' '.join(str(error).split())[:300]}") from error
-    mapped = [
-        Row("mapped", translation.sources.get(key, key), key, tuple(value.shape))
-        for key, value in own.items()
-        if key in translation.state
-    ]
+    loaded = load(layer, "a LambdaLayer", translation.state, translation.sources)
     write_folder(folder, lambda path: write_layer(path, layer, translation.layer or {}, origin, dtype))
     name = f"LambdaLayer({layer.extra_repr()})"
-    return Report(found.name, translation.format, checkpoint.entry, name, {}, mapped + rows, is_model=False)
+    return Report(found.name, translation.format, checkpoint.entry, name, {}, loaded + rows, is_model=False)
 
 
 def _write(folder: Path, found: Source, model: nn.Module, card: Card, options: Options, dtype: torch.dtype) -> None:

@@ -12,7 +12,7 @@ from ..errors import UserError, first_line
 from ..registry import check_name, list_models
 from .report import Row
 
-__all__ = ["MisfitError", "fill", "find_model", "model_arguments"]
+__all__ = ["MisfitError", "fill", "find_model", "load", "model_arguments"]
 
 
 class MisfitError(UserError):
@@ -94,7 +94,23 @@ def fill(
     except Exception as error:  # whatever a strange argument leads to
         told = str(dict(arguments))[:200]
         raise UserError(f"model '{name}' cannot be built with {told}: {first_line(error)[:200]}") from error
-    own = model.state_dict()
+    return model, load(model, name, state, sources)
+
+
+def load(module: nn.Module, name: str, state: Mapping[str, Tensor], sources: Mapping[str, str]) -> list[Row]:
+    """Load weights into a network or a layer, every tensor of either accounted for.
+
+    Args:
+        module: to load into.
+        name: of it, for errors.
+        state: under this package's names; counters of batch norm may be missing.
+        sources: the name that each had in the source, for the report.
+
+    Raises:
+        MisfitError: a tensor is missing, unknown or of another shape.
+        UserError: one is of a type that its place cannot hold.
+    """
+    own = module.state_dict()
     if misfits := _differences({key: tuple(value.shape) for key, value in own.items()}, state):
         raise MisfitError(f"these weights do not fit {name}: {_told(misfits)}", misfits)
     rows = []
@@ -108,8 +124,8 @@ def fill(
         if state[key].is_floating_point() != value.is_floating_point():
             raise UserError(f"{sources.get(key, key)} is {_dtype(state[key])} where {name} holds {_dtype(value)}")
         rows.append(Row("mapped", sources.get(key, key), key, shape))
-    model.load_state_dict(filled)
-    return model, rows
+    module.load_state_dict(filled)
+    return rows
 
 
 def _misfits(name: str, state: Mapping[str, Tensor]) -> list[Row]:

@@ -10,6 +10,7 @@ from typing import Any
 from timm.data import ImageNetInfo, RealLabelsImagenet
 from torch import nn
 
+from ..conversion.config import class_names
 from ..errors import UserError, first_line
 from ..models.lambdaresnet_small import CIFAR10_CLASSES
 
@@ -91,9 +92,10 @@ def _check(names: Sequence[str], known: Sequence[str], size: int) -> None:
 def _known(model: nn.Module) -> list[str]:
     cfg: Any = model.pretrained_cfg
     size: Any = model.num_classes
-    names = [str(name) for name in cfg.get("label_names") or ()]
-    if len(names) == size:
-        return names
+    try:
+        return list(class_names(cfg.get("label_names"), size))
+    except ValueError:
+        pass  # none, or of other classes
     return _synsets() if size == 1000 else []
 
 
