@@ -68,6 +68,7 @@ def _parser() -> argparse.ArgumentParser:
         ("convert", _convert, _add_convert),
         ("publish", _publish, _add_publish),
         ("published", _published, _add_published),
+        ("plan", _plan, _add_plan),
     ):
         summary = (run.__doc__ or "").splitlines()[0].rstrip(".")
         task = tasks.add_parser(name, help=summary[0].lower() + summary[1:], description=f"{summary}.")
@@ -220,6 +221,38 @@ def _published(options: argparse.Namespace) -> int:
     from .tasks import published
 
     return published.run(options.patterns, options.dataset, options.csv, options.json)
+
+
+def _add_plan(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--model", default=DEFAULT_MODEL, metavar="NAME", help="whose lambda layers are planned (%(default)s)")
+    add("--img-size", type=_count, metavar="N", help="pixels of the input (the model's)")
+    add("--batch-size", "-b", type=_count, default=8, metavar="N", help="images at once (%(default)s)")
+    add("--training", action="store_true", help="with the backward pass")
+    add("--device", default="cpu", help="cpu or cuda; it need not be there to plan (%(default)s)")
+    add("--dtype", default="float32", choices=["float32", "float16", "bfloat16"], help="(%(default)s)")
+    add("--order", default="auto", choices=["auto", "lambda", "query", "convolution", "kernel"], help="force one")
+    add("--memory", type=float, default=0.0, metavar="MIB", help="budget of scratch (the plan's own)")
+    add("--fit", type=Path, metavar="FILE", help="instead, time every order here and write the cost model, json")
+    add("--progress", action=argparse.BooleanOptionalAction, help="a progress bar (if stderr is a terminal)")
+
+
+def _plan(options: argparse.Namespace) -> int:
+    """Explain how a model's lambda layers are contracted, or fit the cost model to this machine."""
+    from .tasks import plan
+
+    if options.fit:
+        return plan.fit(options.fit, options.device, options.progress)
+    return plan.explain(
+        options.model.partition(".")[0],
+        options.img_size,
+        options.batch_size,
+        options.training,
+        options.device,
+        options.dtype,
+        options.order,
+        options.memory,
+    )
 
 
 def _conversion(options: argparse.Namespace) -> "Options":
