@@ -32,6 +32,7 @@ COSTS = Path(__file__).with_name("costs.json")
 IMPLEMENTATIONS = ("lambda", "query", "convolution", "kernel")
 TILES = (1, 2, 4, 7, 8, 16)
 MIB = 2**20
+NOT_MEASURED = "not measured on this kind of device"
 
 
 @dataclass(frozen=True)
@@ -169,7 +170,7 @@ def candidates(
             note = ""
             if order == "kernel":
                 note = kernels.unavailable(torch.device(device), dtype)
-                note = note or ("" if coefficients else "not measured on this kind of device")
+                note = note or ("" if coefficients else NOT_MEASURED)
             seconds = math.inf if coefficients is None else _seconds(coefficients, features(shape, plan))
             plans.append(replace(plan, seconds=seconds, note=note))
     return plans
