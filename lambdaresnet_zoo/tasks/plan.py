@@ -1,4 +1,4 @@
-"""The command `plan`: what the lambda layers of a model are contracted by, and the fit of the cost model to a machine."""
+"""The command `plan`: how the lambda layers of a model are contracted, and the fit of the cost model to a machine."""
 
 import json
 import math
@@ -99,7 +99,15 @@ def _note(shapes: dict[Shape, list[str]], path: str, batch: int) -> Any:
         height, width = inputs[0].shape[2:]
         rows, columns = layer.position.table.shape[2:]  # type: ignore[union-attr]
         shape = Shape(
-            batch, layer.num_heads, layer.query_depth, layer.value_depth, layer.intra_depth, height, width, rows, columns
+            batch,
+            layer.num_heads,
+            layer.query_depth,
+            layer.value_depth,
+            layer.intra_depth,
+            height,
+            width,
+            rows,
+            columns,
         )
         shapes.setdefault(shape, []).append(path.removesuffix(".self_attn"))
 
@@ -142,7 +150,9 @@ def fit(path: Path, device: str = "cpu", progress: bool | None = None) -> int:
                 rows.setdefault(plan.order, []).append((counts, seconds))
         found[mode] = {order: _least_squares(rows[order]) for order in IMPLEMENTATIONS if order in rows}
         for order, coefficients in found[mode].items():
-            errors = [abs(sum(coefficients[n] * c for n, c in counts.items()) * 1e-9 / s - 1) for counts, s in rows[order]]
+            errors = [
+                abs(sum(coefficients[n] * c for n, c in counts.items()) * 1e-9 / s - 1) for counts, s in rows[order]
+            ]
             print(f"{mode} {order}: {len(errors)} timings, median error {statistics.median(errors):.0%}")
     costs[kind] = found
     text = json.dumps(costs, indent=2) + "\n"
@@ -154,9 +164,7 @@ def fit(path: Path, device: str = "cpu", progress: bool | None = None) -> int:
     return 0
 
 
-def _time(
-    case: tuple[int, int, int, int], device: str, training: bool
-) -> list[tuple[Plan, dict[str, float], float]]:
+def _time(case: tuple[int, int, int, int], device: str, training: bool) -> list[tuple[Plan, dict[str, float], float]]:
     """Every candidate of one shape: its plan, its counts, its seconds."""
     channels, side, scope, batch = case
     heads, k, v, n = 4, 16, channels // 4, side * side
@@ -169,7 +177,9 @@ def _time(
     timed = []
     found = candidates(shape, torch.float32, torch.device(device).type, training)
     found = [replace(plan, note="") for plan in found if plan.note in ("", NOT_MEASURED)]
-    fastest = {order: min((plan.seconds for plan in found if plan.order == order), default=0.0) for order in IMPLEMENTATIONS}
+    fastest = {
+        order: min((plan.seconds for plan in found if plan.order == order), default=0.0) for order in IMPLEMENTATIONS
+    }
     for plan in found:
         if math.isfinite(plan.seconds) and plan.seconds > min(SLOWEST, FURTHEST * fastest[plan.order]):
             continue

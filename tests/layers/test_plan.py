@@ -50,7 +50,9 @@ def test_a_memory_budget_overrules_speed(monkeypatch):
     monkeypatch.setenv("LAMBDARESNET_ZOO_MEMORY", str(free.memory / 2**20 / 2))
     assert make_plan(C2, torch.float32, "cpu") == tight
     least = make_plan(C2, torch.float32, "cpu", memory=1e-6)  # nothing fits: what needs least
-    assert least.memory == min(plan.memory for plan in candidates(C2, torch.float32, "cpu", memory=1e-6) if not plan.note)
+    assert least.memory == min(
+        plan.memory for plan in candidates(C2, torch.float32, "cpu", memory=1e-6) if not plan.note
+    )
 
 
 @pytest.mark.parametrize("order", ["lambda", "query", "convolution"])
@@ -66,7 +68,9 @@ def test_what_cannot_be_forced_says_why(monkeypatch):
     with pytest.raises(ValueError, match=r"order='kernel' cannot be used: .*cpu"):
         LambdaLayer(8, order="kernel")(torch.randn(1, 8, 4, 4))
     monkeypatch.setenv("LAMBDARESNET_ZOO_IMPL", "fft")
-    with pytest.raises(ValueError, match="LAMBDARESNET_ZOO_IMPL must be one of lambda, query, convolution, kernel, got 'fft'"):
+    with pytest.raises(
+        ValueError, match="LAMBDARESNET_ZOO_IMPL must be one of lambda, query, convolution, kernel, got 'fft'"
+    ):
         LambdaLayer(8)(torch.randn(1, 8, 4, 4))
     with pytest.raises(ValueError, match="memory_budget must be above 0 MiB, got 0"):
         LambdaLayer(8, memory_budget=0)

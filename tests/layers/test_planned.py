@@ -4,6 +4,7 @@ import copy
 import io
 import itertools
 import logging
+import math
 import pickle
 
 import pytest
@@ -48,10 +49,14 @@ def test_every_tiling_is_the_plain_order(size, scope, u):
     for tiling in tilings(size, scope):
         plan = Plan("query", tiling, tiling.chunk, 0, 0)
         output = planned.run(plan, *held, *size)
-        torch.testing.assert_close(output, expected.detach(), rtol=1e-10, atol=1e-10, msg=lambda m, t=tiling: f"{t}: {m}")
+        torch.testing.assert_close(
+            output, expected.detach(), rtol=1e-10, atol=1e-10, msg=lambda m, t=tiling: f"{t}: {m}"
+        )
         found = planned.gradients(plan, cotangent, *held, *size)
         for name, got, want in zip(NAMES, found, wanted, strict=True):
-            torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10, msg=lambda m, n=name, t=tiling: f"{n} {t}: {m}")
+            torch.testing.assert_close(
+                got, want, rtol=1e-10, atol=1e-10, msg=lambda m, n=name, t=tiling: f"{n} {t}: {m}"
+            )
         count += 1
     assert count >= 24
 
@@ -108,7 +113,9 @@ EDITS = {
     "a training step": step,
     "an edit in place": lambda layer: layer.position.table.detach().mul_(2),
     "an edit through .data": lambda layer: layer.position.table.data.mul_(2),
-    "load_state_dict": lambda layer: layer.load_state_dict(LambdaLayer(8, num_heads=2, query_depth=3, scope=5).state_dict()),
+    "load_state_dict": lambda layer: layer.load_state_dict(
+        LambdaLayer(8, num_heads=2, query_depth=3, scope=5).state_dict()
+    ),
     "another parameter": lambda layer: setattr(layer.position, "table", nn.Parameter(layer.position.table + 1)),
     "double()": lambda layer: layer.double(),
     "resize": lambda layer: layer.position.resize((3, 7)),
@@ -130,14 +137,16 @@ def test_kept_embeddings_never_go_stale(edit):
 
 
 def test_embeddings_are_built_once_per_size_in_evaluation(monkeypatch):
-    layer, x = layer_and_input()
+    layer, _ = layer_and_input()
     built = []
     plain = tiles.embeddings
-    monkeypatch.setattr(tiles, "embeddings", lambda *args: built.append(1) or plain(*args))
+    monkeypatch.setattr(tiles, "embeddings", lambda *args: built.append(args[2:]) or plain(*args))
+    counts = []
     with torch.inference_mode():
         for size in ((4, 5), (4, 5), (6, 3), (4, 5), (6, 3)):
             layer(torch.randn(2, 8, *size))
-    assert len(built) == 2
+            counts.append(len(built))
+    assert 0 < counts[0] == counts[1] < counts[2] == counts[4]
 
 
 def test_kept_embeddings_are_neither_saved_nor_copied():
@@ -158,7 +167,9 @@ def test_kept_embeddings_are_neither_saved_nor_copied():
 def saved_bytes(layer, x):
     """Bytes that autograd keeps of a forward pass, parameters and the input apart."""
     kept = {}
-    own = {parameter.untyped_storage().data_ptr() for parameter in layer.parameters()} | {x.untyped_storage().data_ptr()}
+    own = {parameter.untyped_storage().data_ptr() for parameter in layer.parameters()} | {
+        x.untyped_storage().data_ptr()
+    }
 
     def pack(tensor):
         storage = tensor.untyped_storage()
@@ -167,15 +178,15 @@ def saved_bytes(layer, x):
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        layer(x).sum().backward()
+        layer(x)  # the backward pass, which computes anew, has its own
     return sum(kept.values())
 
 
 @pytest.mark.parametrize("order", ["auto", "lambda", "query", "convolution"])
 def test_training_keeps_neither_lambdas_nor_scores(order):
-    layer = LambdaLayer(64, scope=7, order=order)
-    x = torch.randn(4, 64, 12, 12, requires_grad=True)
-    n, k, v = 144, 16, 16
+    layer = LambdaLayer(256, scope=7, order=order)
+    x = torch.randn(4, 256, 12, 12, requires_grad=True)
+    n, k, v = 144, 16, 64
     lambdas, scores = 4 * 4 * n * k * v, 4 * 4 * 4 * n * n  # bytes: b n k v, b h n m
     projections = 4 * sum(layer.split_dims) * n * 4
     assert saved_bytes(layer, x) < 3 * projections < min(lambdas, scores)
@@ -200,8 +211,10 @@ def test_the_operators_of_compiled_graphs():
 def test_a_compiled_layer_is_one_graph_right_for_every_size(dynamic):
     layer, _ = layer_and_input()
     layer.train()
-    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
-    compiled = torch.compile(layer, fullgraph=True, backend=counter, dynamic=dynamic)
+    graphs = []
+    compiled = torch.compile(
+        layer, fullgraph=True, backend=lambda graph, _: graphs.append(graph) or graph, dynamic=dynamic
+    )
     for size in ((4, 5), (6, 3), (20, 21)):
         x = torch.randn(2, 8, *size, requires_grad=True)
         out, expected = compiled(x), copy.deepcopy(layer)(x)
@@ -210,22 +223,27 @@ def test_a_compiled_layer_is_one_graph_right_for_every_size(dynamic):
         got, want = (torch.autograd.grad(o, x, cotangent)[0] for o in (out, expected))
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
     if dynamic:
-        assert counter.frame_count == 1
+        assert len(graphs) == 1
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_autocast_trains_without_nan(dtype):
     torch.manual_seed(0)
-    layer = nn.Sequential(LambdaLayer(16, scope=5), nn.BatchNorm2d(16), nn.ReLU(), LambdaLayer(16, scope=None, feat_size=6))
-    optimizer = torch.optim.SGD(layer.parameters(), lr=0.05, momentum=0.9)
-    x = torch.randn(8, 16, 6, 6)
+    layer = nn.Sequential(
+        LambdaLayer(16, scope=5), nn.BatchNorm2d(16), nn.ReLU(), LambdaLayer(16, scope=None, feat_size=6)
+    )
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.01, momentum=0.9)
+    x, target = torch.randn(2, 8, 16, 6, 6)
+    losses = []
     for _ in range(1000):
         with torch.autocast("cpu", dtype=dtype):
-            loss = layer(x).float().square().mean()
+            loss = (layer(x).float() - target).square().mean()
         optimizer.zero_grad()
         loss.backward()
+        nn.utils.clip_grad_norm_(layer.parameters(), 1.0, error_if_nonfinite=True)
         optimizer.step()
-    assert loss.isfinite() and all(parameter.isfinite().all() for parameter in layer.parameters())
+        losses.append(loss.item())
+    assert all(math.isfinite(value) for value in losses) and losses[-1] < 1 < losses[0]
 
 
 def test_that_no_kernel_serves_is_told_once_at_debug_level(caplog):
