@@ -21,6 +21,7 @@ __all__ = ["fused_position"]
 
 COTANGENT, QUERIES, VALUES, TABLE = range(4)
 LIMIT = 2**31  # offsets within an image are 32 bits wide; from image to image, 64
+FAR = 2**19  # half of what the kernels take for far beyond any table
 
 
 def fused_position(queries: Tensor, values: Tensor, table: Tensor, height: int, width: int) -> Tensor:
@@ -200,7 +201,9 @@ def _check(
         raise ValueError(f"tensors lie on {queries.device}, {values.device} and {table.device}: move them to one")
     if not table.is_floating_point():
         raise ValueError(f"the table must be floating, got {table.dtype}")
-    if max(n * heads * k, n * heads * v, n * u * v, table.numel()) >= LIMIT or batch * n * u * v >= LIMIT * 16:
+    within = max(n * heads * k, n * heads * v, n * u * v, n * width, table.numel())
+    # A program owns 16 elements at the least, and their number is 32 bits wide, too.
+    if within >= LIMIT or batch * n * u * v >= 16 * LIMIT or max(height, width, *table.shape[2:]) >= FAR:
         raise ValueError(
             f"too large for the kernels' index: queries {_shape(queries)}, values {_shape(values)}, "
             f"table {_shape(table)}; force another order"
