@@ -18,6 +18,8 @@ Tiles: the grid is cut into vertical strips, and each strip, row by row, into ti
 tile sees is a small box. Where the table is as wide as the grid, one strip is the whole grid.
 """
 
+# Triton's language has no types of Python's:
+# mypy: disallow-untyped-defs=false, check-untyped-defs=false
 import triton
 import triton.language as tl
 

@@ -15,7 +15,7 @@ SHAPES = {
     "table larger than the grid": (1, 3, 8, 1, 70, 4, 9, (23, 23)),
     "one pixel": (2, 2, 16, 1, 8, 1, 1, (3, 3)),
     "one head, scope 1": (1, 1, 3, 1, 5, 6, 5, (1, 1)),
-    "strips": (1, 2, 16, 1, 16, 3, 41, (3, 3)),
+    "strips": (1, 2, 16, 1, 16, 3, 21, (3, 3)),
     "deep queries": (1, 2, 100, 1, 3, 2, 3, (3, 5)),
 }
 LARGE = {  # shapes of real layers, for a GPU
@@ -66,7 +66,7 @@ def test_float32(shape, draw_inputs):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("shape", [SHAPES["local"], SHAPES["global"]], ids=["local", "global"])
+@pytest.mark.parametrize("shape", [SHAPES["intra-depth"], SHAPES["global"]], ids=["local", "global"])
 def test_half_precision(shape, dtype, draw_inputs):
     assert_is_the_reference(draw_inputs(*shape, dtype=dtype), *shape[5:7], tolerance=2e-2)
 
@@ -79,36 +79,30 @@ def test_shapes_of_real_layers(shape, dtype, draw_inputs):
     assert_is_the_reference(draw_inputs(*shape, dtype=dtype), *shape[5:7], tolerance)
 
 
-def test_the_table_gradient_in_chunks_and_shares(draw_inputs, monkeypatch):
-    shape = (5, 2, 16, 2, 20, 5, 7, (5, 3))
-    inputs = draw_inputs(*shape)
+@pytest.mark.parametrize(
+    ("limit", "processors", "chunked", "shared"), [(2**16, 1, True, False), (2**26, 10**6, False, True)]
+)
+def test_the_table_gradient_in_chunks_and_shares(limit, processors, chunked, shared, draw_inputs, monkeypatch):
+    shape = (5, 2, 12, 2, 20, 5, 7, (5, 3))
     started = []
     start = launch._Shape.start
-    monkeypatch.setattr(
-        launch._Shape,
-        "start",
-        lambda self, name, programs, *rest, **more: (
-            started.append((name, more)) or start(self, name, programs, *rest, **more)
-        ),
-    )
-    monkeypatch.setattr(launch, "PARTIAL_BYTES", 2**18)
-    monkeypatch.setattr(launch, "_processors", lambda device: 64)
-    assert_is_the_reference(inputs, *shape[5:7], tolerance=1e-5)
-    passes = [more for name, more in started if name == "table_kernel"]
-    assert len(passes) > 1 and passes[0]["per_split"] < shape[0], passes
-    assert sum(more["chunk"] for more in passes) == launch_tiles(inputs, *shape[5:7])
 
+    def record(self, name, *rest, **more):
+        started.append((name, self.count(self.queries), more))
+        start(self, name, *rest, **more)
 
-def launch_tiles(inputs, height, width):
-    queries, values, table = inputs
-    shape = launch._Shape(
-        queries.permute(0, 3, 1, 2), values.permute(0, 2, 3, 1), table.permute(2, 3, 1, 0), height, width
-    )
-    return shape.count(shape.queries)
+    monkeypatch.setattr(launch._Shape, "start", record)
+    monkeypatch.setattr(launch, "PARTIAL_BYTES", limit)
+    monkeypatch.setattr(launch, "_processors", lambda device: processors)
+    assert_is_the_reference(draw_inputs(*shape), *shape[5:7], tolerance=1e-5)
+    passes = [(tiles, more) for name, tiles, more in started if name == "table_kernel"]
+    tiles, first = passes[0]
+    assert (first["chunk"] < tiles) == chunked and (first["per_split"] < shape[0]) == shared
+    assert sum(more["chunk"] for _, more in passes) == tiles
 
 
 def test_results_repeat_to_the_bit(draw_inputs):
-    shape = SHAPES["local"]
+    shape = SHAPES["intra-depth"]
 
     def run():
         inputs = draw_inputs(*shape)
