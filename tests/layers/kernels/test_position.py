@@ -83,7 +83,7 @@ def test_shapes_of_real_layers(shape, dtype, draw_inputs):
     ("limit", "processors", "chunked", "shared"), [(2**16, 1, True, False), (2**26, 10**6, False, True)]
 )
 def test_the_table_gradient_in_chunks_and_shares(limit, processors, chunked, shared, draw_inputs, monkeypatch):
-    shape = (5, 2, 12, 2, 20, 5, 7, (5, 3))
+    shape = (3, 2, 60, 1, 5, 3, 4, (3, 3))
     started = []
     start = launch._Shape.start
 
@@ -102,7 +102,7 @@ def test_the_table_gradient_in_chunks_and_shares(limit, processors, chunked, sha
 
 
 def test_results_repeat_to_the_bit(draw_inputs):
-    shape = SHAPES["intra-depth"]
+    shape = SHAPES["one head, scope 1"]
 
     def run():
         inputs = draw_inputs(*shape)
