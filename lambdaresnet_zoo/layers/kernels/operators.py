@@ -29,7 +29,10 @@ def fused_position(queries: Tensor, values: Tensor, table: Tensor, height: int, 
 
     Sums in float32, whatever the dtype; lambdas and their gradients are rounded to the dtype of the
     queries between two products, as the plain orders round them. Gradients are bit for bit the same
-    from run to run; float16, bfloat16 and float32 on CUDA. Differentiable to any order.
+    from run to run. Differentiable to any order.
+
+    No tensor of B N K V or B H N N elements is held: beside the results there are copies of what
+    does not lie channels last, and about 64 MiB for the gradient of the table.
 
     Args:
         queries: [B, H, K, N].

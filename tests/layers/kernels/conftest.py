@@ -16,6 +16,11 @@ DEVICE = torch.device("cpu" if interpreted() or not torch.cuda.is_available() el
 collect_ignore = list(NEED_KERNELS) if unavailable(DEVICE, torch.float32) else []
 
 
+def pytest_generate_tests(metafunc):
+    if "needs_kernels" in metafunc.fixturenames:
+        metafunc.parametrize("needs_kernels", NEED_KERNELS)
+
+
 @pytest.fixture
 def device():
     return DEVICE

@@ -24,7 +24,7 @@ LARGE = {  # shapes of real layers, for a GPU
     "c4": (9, 4, 16, 1, 64, 14, 14, (23, 23)),
     "c4 global": (9, 4, 16, 1, 64, 14, 14, (27, 27)),
     "c5": (17, 4, 16, 1, 128, 7, 7, (23, 23)),
-    "c4 of detection": (1, 4, 16, 4, 64, 50, 84, (9, 9)),
+    "c4 of detection": (1, 4, 16, 2, 64, 37, 50, (9, 9)),
 }
 on_cuda = pytest.mark.skipif("not torch.cuda.is_available() or os.environ.get('TRITON_INTERPRET')", reason="for a GPU")
 
