@@ -1,4 +1,8 @@
-"""The kernels' tests under Triton's interpreter, on CPU."""
+"""The kernels' tests under Triton's interpreter, on CPU.
+
+The interpreter of Triton 3.6 fails with numpy 2.4 in any loop whose bound is no constant ("only
+0-dimensional arrays can be converted to Python scalars"); that of 3.8 does not.
+"""
 
 import importlib.util
 import os
