@@ -1,25 +1,14 @@
 """The part *layer*: this package's layer beside its peers, at the shapes where networks have such layers."""
 
+import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .measuring import (
-    MEASURED,
-    NO_MEMORY,
-    TIMING,
-    TOO_SLOW,
-    Clock,
-    Limits,
-    OutOfMemory,
-    Setting,
-    interleave,
-    memory_limit,
-    peak_memory,
-    timing,
-)
+from .compare import COLUMNS, MEASURED, NO_MEMORY, TOO_SLOW, Limits, Setting, compare
 from .peers import ZOO, Shape, layers_for
 
 __all__ = ["BATCHES", "FIELDS", "KEY", "MODES", "QUICK_SHAPES", "SHAPES", "History", "key_of", "measure", "one_pass"]
@@ -38,7 +27,7 @@ MODES = ("forward", "training")
 """Evaluation without gradients; and forward and backward in training, gradients of input and all parameters."""
 
 KEY = ("dim", "size", "scope", "batch", "mode")
-FIELDS = (*KEY, "layer", "status", *TIMING, "peak_mib")
+FIELDS = (*KEY, "layer", *COLUMNS)
 
 
 class History:
@@ -57,6 +46,8 @@ class History:
             self._seconds[what] = float(row["milliseconds"]) / 1e3 / batch
         elif row["status"] == NO_MEMORY:
             self._full[what] = min(batch, self._full.get(what, batch))
+        else:
+            self._seconds[what] = math.inf
 
     def verdict(self, row: Mapping[str, Any], limits: Limits) -> str:
         """Why a peer need not be tried at this batch; empty where it is to be."""
@@ -79,64 +70,27 @@ def key_of(shape: Shape, batch: int, mode: str) -> dict[str, Any]:
 
 
 def measure(shape: Shape, batch: int, mode: str, setting: Setting, history: History) -> list[dict[str, Any]]:
-    """The rows of all layers at one shape, batch and mode, timed against one another.
-
-    ``times_zoo`` is how many times as long as this package's layer one takes: the median over the rounds, with the
-    least and the largest. ``peak_mib`` is of the first pass of a new layer, so that whatever it builds and keeps
-    counts. A peer that needs too much is in a row that says so.
-    """
+    """The rows of all layers at one shape, batch and mode, timed against one another."""
     torch.manual_seed(0)
-    device, limits = setting.device, setting.limits
-    x = torch.randn(batch, shape.dim, shape.size, shape.size, device=device, requires_grad=mode == "training")
-    gradient = torch.randn_like(x, requires_grad=False) if mode == "training" else None
+    training = mode == "training"
+    x = torch.randn(batch, shape.dim, shape.size, shape.size, device=setting.device, requires_grad=training)
+    gradient = torch.randn_like(x, requires_grad=False) if training else None
     key = key_of(shape, batch, mode)
-    rows: dict[str, dict[str, Any]] = {}
-    passes: dict[str, Callable[[], object]] = {}
-    first: dict[str, float] = {}
-    for name, build in layers_for(shape).items():
-        rows[name] = {**dict.fromkeys(FIELDS, ""), **key, "layer": name}
-        rows[name]["status"] = history.verdict(rows[name], limits)
-        if rows[name]["status"]:
-            continue
-        try:
-            with memory_limit(limits.memory_gib, device):
-                work, peak, seconds = _first(build, x, gradient, setting)
-        except OutOfMemory:
-            rows[name]["status"] = NO_MEMORY
-            continue
-        finally:
-            if device.type == "cuda":
-                torch.cuda.empty_cache()
-        rows[name] |= {"status": MEASURED, "peak_mib": f"{peak / 2**20:.3f}"}
-        if seconds > limits.pass_seconds and name != ZOO:
-            rows[name]["status"] = TOO_SLOW
-        else:
-            passes[name], first[name] = work, seconds
-    found = interleave(passes, Clock(device), limits.repeats, limits.round_seconds, first)
-    for name, samples in found.items():
-        rows[name] |= timing(samples, found.get(ZOO))
-    for row in rows.values():
+    layers = layers_for(shape)
+    verdicts = {name: history.verdict({**key, "layer": name}, setting.limits) for name in layers}
+    builders = {name: partial(_build, build, x, gradient, setting) for name, build in layers.items()}
+    rows = [{**key, "layer": name, **columns} for name, columns in compare(ZOO, builders, setting, verdicts).items()]
+    for row in rows:
         history.add(row)
-    return list(rows.values())
+    return rows
 
 
-def _first(
-    build: Callable[[], nn.Module], x: Tensor, gradient: Tensor | None, setting: Setting
-) -> tuple[Callable[[], object], int, float]:
-    """A pass of a new layer, the bytes of its first run, and the seconds of that."""
-    device = setting.device
-    if device.type == "cuda":  # libraries take their workspaces with the first of a kind
-        one_pass(build().to(device), x, gradient, setting)()
-    layer = build().to(device)
-    x.grad = None  # another layer's, which this pass would seem to give back
-    work = one_pass(layer, x, gradient, setting)
-    clock = Clock(device)
-    begin = clock()
-    peak = peak_memory(work, device)
-    return work, peak, clock() - begin
+def _build(build: Callable[[], nn.Module], x: Tensor, gradient: Tensor | None, setting: Setting) -> Callable[[], None]:
+    x.grad = None  # another layer's, which the first pass of this one would seem to give back
+    return one_pass(build().to(setting.device), x, gradient, setting)
 
 
-def one_pass(layer: nn.Module, x: Tensor, gradient: Tensor | None, setting: Setting) -> Callable[[], object]:
+def one_pass(layer: nn.Module, x: Tensor, gradient: Tensor | None, setting: Setting) -> Callable[[], None]:
     """What is timed.
 
     Args:

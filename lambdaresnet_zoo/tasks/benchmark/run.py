@@ -13,7 +13,7 @@ from tqdm import tqdm
 from ...errors import UserError, first_line
 from ..validate import Precision
 from . import layer
-from .measuring import Limits, Setting
+from .compare import Limits, Setting
 from .peers import Shape
 from .results import ResultFile, surroundings
 
