@@ -8,13 +8,14 @@ from typing import Any
 
 import torch
 
+from ...weights.benchmarks import MEASURED
 from .memory import OutOfMemory, memory_limit, peak_memory
 from .timing import Clock, Samples, interleave
 
-__all__ = ["COLUMNS", "MEASURED", "NO_MEMORY", "TOO_SLOW", "Limits", "Setting", "compare"]
+__all__ = ["COLUMNS", "NO_MEMORY", "TOO_SLOW", "Limits", "Setting", "compare"]
 
-MEASURED, NO_MEMORY, TOO_SLOW = "measured", "out of memory", "too slow"
-"""What a row says of itself."""
+NO_MEMORY, TOO_SLOW = "out of memory", "too slow"
+"""What a row says of itself where there is nothing to compare."""
 COLUMNS = (
     "status", "milliseconds", "times_zoo", "times_zoo_min", "times_zoo_max", "rounds", "iterations", "peak_mib",
 )  # fmt: skip

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .compare import COLUMNS, MEASURED, NO_MEMORY, TOO_SLOW, Limits, Setting, compare
-from .peers import ZOO, Shape, layers_for
+from ...weights.benchmarks import MEASURED, ZOO
+from .compare import COLUMNS, NO_MEMORY, TOO_SLOW, Limits, Setting, compare
+from .peers import Shape, layers_for
 
 __all__ = ["BATCHES", "FIELDS", "KEY", "MODES", "QUICK_SHAPES", "SHAPES", "History", "key_of", "measure", "one_pass"]
 

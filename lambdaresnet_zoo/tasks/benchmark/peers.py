@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from ...errors import UserError
 from ...layers import LambdaLayer
+from ...weights.benchmarks import BESIDE, ZOO
 
-__all__ = ["HEADS", "PEERS", "QUERY_DEPTH", "ZOO", "FusedAttention", "Shape", "layers_for"]
+__all__ = ["HEADS", "PEERS", "QUERY_DEPTH", "FusedAttention", "Shape", "layers_for"]
 
 HEADS = 4
 QUERY_DEPTH = 16
-ZOO = "zoo"
 
 
 @dataclass(frozen=True)
@@ -137,8 +137,10 @@ PEERS: dict[str, Callable[[Shape], nn.Module]] = {
     "lambda-networks global": lambda_networks_global,
     "attention": attention,
     "attention fused": partial(attention, fused=True),
+    BESIDE: partial(attention, head_depth=QUERY_DEPTH),
 }
-"""By the name in the results."""
+"""By the name in the results. The last is beside the peers: attention as nobody uses it, with queries and keys as short
+as a lambda layer's, to tell what the order of contraction gains from what the short queries do."""
 LOCAL = ("timm", "lambda-networks")
 """Those that need a local scope."""
 

@@ -1,8 +1,9 @@
 """The command `benchmark`: its parts one after another, what is finished, the tables and the targets."""
 
+import fnmatch
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,15 +12,16 @@ import torch
 from tqdm import tqdm
 
 from ...errors import UserError, first_line
+from ...weights.benchmark_plot import draw, growth_plots, is_current
+from ...weights.benchmarks import Row, growth_table, layer_table, model_table, roofline_table
 from ..validate import Precision
-from . import layer
+from . import growth, layer, model, roofline
 from .compare import Limits, Setting
 from .peers import Shape
 from .results import ResultFile, surroundings
+from .targets import verdicts
 
 __all__ = ["PARTS", "Options", "run"]
-
-PARTS = ("layer",)
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class Options:
     amp_dtype: str = "bfloat16"
     batch_size: Sequence[int] = ()
     shapes: Sequence[str] = ()
+    models: Sequence[str] = ()
     repeats: int = 7
     threads: int | None = None
     memory: float = 8.0
@@ -54,21 +57,36 @@ def run(options: Options) -> int:
     Raises:
         UserError: nothing can be measured.
     """
-    device = _device(options.device)
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    limits = Limits(repeats=options.repeats, memory_gib=options.memory)
-    setting = Setting(device, options.amp_dtype if options.amp else "", limits)
-    where = surroundings(device, str(Precision(setting.amp)))
-    parts = options.parts or PARTS
+    parts = options.parts or tuple(PARTS)
     for part in parts:
         if part not in PARTS:
             raise UserError(f"'{part}' is no part of the benchmark; there are {', '.join(PARTS)}")
+    device = _device(options.device)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    setting = Setting(
+        device,
+        options.amp_dtype if options.amp else "",
+        Limits(repeats=options.repeats, memory_gib=options.memory),
+    )
+    where = surroundings(device, str(Precision(setting.amp)))
+    paths = {part: results_path(options.results, part, parts) for part in parts}
+    files = {part: ResultFile(paths[part], *PARTS[part].columns, where) for part in parts}
+    work = {part: PARTS[part].units(options, setting, files[part]) for part in parts}
     for part in parts:
-        path = results_path(options.results, part, parts)
-        file = ResultFile(path, layer.KEY, layer.FIELDS, where)
-        _measure(part, _layer_units(options, setting, file), file, options)
-    return 0
+        _measure(part, work[part], files[part], options)
+        print(PARTS[part].table(files[part].here()), end="\n\n")
+        path = paths[part]
+        if part == "growth" and path:
+            for picture, rows in growth_plots(path).items():
+                if not is_current(picture, rows):
+                    draw(rows, picture)
+    if not options.check:
+        return 0
+    found = verdicts({part: files[part].here() for part in parts}, device.type == "cuda")
+    for verdict in found:
+        print(verdict)
+    return 0 if all(verdict.reached for verdict in found) else 1
 
 
 def _measure(part: str, units: list[Unit], file: ResultFile, options: Options) -> None:
@@ -81,15 +99,69 @@ def _measure(part: str, units: list[Unit], file: ResultFile, options: Options) -
 
 
 def _layer_units(options: Options, setting: Setting, file: ResultFile) -> list[Unit]:
-    history = layer.History(file.here())
     shapes = _shapes(options.shapes) or (layer.QUICK_SHAPES if options.quick else layer.SHAPES)
     batches = options.batch_size or layer.BATCHES[setting.device.type][1 : 2 if options.quick else None]
+    grid = [(shape, batch) for shape in shapes for batch in sorted(batches)]
+    return _layers(grid, setting, file)
+
+
+def _growth_units(options: Options, setting: Setting, file: ResultFile) -> list[Unit]:
+    setting = replace(setting, limits=growth.limits(setting.limits))
+    return _layers(growth.growing(options.quick), setting, file)
+
+
+def _layers(grid: list[tuple[Shape, int]], setting: Setting, file: ResultFile) -> list[Unit]:
+    history = layer.History(file.here())
     return [
         (layer.key_of(shape, batch, mode), partial(layer.measure, shape, batch, mode, setting, history))
-        for shape in shapes
-        for batch in sorted(batches)
+        for shape, batch in grid
         for mode in layer.MODES
     ]
+
+
+def _roofline_units(options: Options, setting: Setting, file: ResultFile) -> list[Unit]:
+    shapes = _shapes(options.shapes) or (layer.QUICK_SHAPES if options.quick else layer.SHAPES)
+    batches = options.batch_size or roofline.BATCHES[setting.device.type][: 1 if options.quick else None]
+    return [
+        (layer.key_of(shape, batch, mode), partial(roofline.measure, shape, batch, mode, setting))
+        for shape in shapes
+        for batch in batches
+        for mode in layer.MODES
+    ]
+
+
+def _model_units(options: Options, setting: Setting, file: ResultFile) -> list[Unit]:
+    setting = replace(setting, limits=model.limits(setting.limits))
+    known = {str(case): case for case in model.cases()}
+    wanted = options.models or (model.QUICK if options.quick else tuple(known))
+    for name in wanted:
+        if not any(fnmatch.fnmatchcase(each, name) for each in known):
+            raise UserError(f"--models {name} is like none of {', '.join(known)}")
+    chosen = [case for each, case in known.items() if any(fnmatch.fnmatchcase(each, name) for name in wanted)]
+    return [
+        (model.key_of(case, batch, mode), partial(model.measure, case, batch, mode, setting))
+        for case in chosen
+        for mode in model.MODES
+        for batch in options.batch_size or [model.BATCHES[setting.device.type][mode]]
+    ]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of the benchmark."""
+
+    columns: tuple[Sequence[str], Sequence[str]]
+    """Those that name what is measured together, and all."""
+    units: Callable[[Options, Setting, ResultFile], list[Unit]]
+    table: Callable[[Sequence[Row]], str]
+
+
+PARTS = {
+    "layer": Part((layer.KEY, layer.FIELDS), _layer_units, layer_table),
+    "model": Part((model.KEY, model.FIELDS), _model_units, model_table),
+    "growth": Part((growth.KEY, growth.FIELDS), _growth_units, growth_table),
+    "roofline": Part((roofline.KEY, roofline.FIELDS), _roofline_units, roofline_table),
+}
 
 
 def _shapes(texts: Sequence[str]) -> tuple[Shape, ...]:
