@@ -78,7 +78,7 @@ def interleave(
     found: dict[str, list[float]] = {name: [] for name in passes}
     names = list(passes)
     start = clock()
-    for turn in range(repeats):
+    for turn in range(repeats if passes else 0):
         late = clock() - start >= seconds
         if turn >= LEAST_ROUNDS and late:
             break
