@@ -74,7 +74,7 @@ def draw(rows: Sequence[Row], picture: Path) -> None:
         # No date and no version in it: the same rows give the same picture.
         metadata = {"Description": digest_of(rows), "Date" if kind == "svg" else "Software": None}
         try:
-            write_whole(picture, lambda path: figure.savefig(path, format=kind, dpi=110, metadata=metadata))
+            write_whole(picture, lambda path: figure.savefig(path, format=kind, dpi=90, metadata=metadata))
         except OSError as error:
             raise UserError(f"{picture} cannot be written: {error.strerror}") from error
 
@@ -95,9 +95,13 @@ def _panel(axes: Any, rows: Sequence[Row], column: str, label: str, along: str) 
         if name == BESIDE:
             style["linestyle"] = ":"
         axes.plot(*zip(*points, strict=True), marker="o", markersize=3, color=COLOURS.get(name), label=name, **style)
-    axes.set_xscale("log", base=2 if along == "batch" else 10)
+    axes.set_xscale("log")
+    sides = sorted({int(row[along]) for row in grown})
+    marks = {side**2: f"{side}²" for side in sides} if along == "size" else {side: str(side) for side in sides}
+    axes.set_xticks(list(marks), labels=list(marks.values()))
+    axes.set_xticks([], minor=True)
     axes.set_yscale("log")
-    axes.grid(True, which="major", linewidth=0.4, alpha=0.6)
+    axes.grid(True, linewidth=0.4, alpha=0.6)
     axes.set_ylabel(label)
     axes.set_xlabel("positions of the map, at batch 1" if along == "size" else f"batch, at {_size(grown)}² positions")
 
