@@ -100,7 +100,8 @@ def _measure(part: str, units: list[Unit], file: ResultFile, options: Options) -
 
 def _layer_units(options: Options, setting: Setting, file: ResultFile) -> list[Unit]:
     shapes = _shapes(options.shapes) or (layer.QUICK_SHAPES if options.quick else layer.SHAPES)
-    batches = options.batch_size or layer.BATCHES[setting.device.type][1 : 2 if options.quick else None]
+    every = layer.BATCHES[setting.device.type]
+    batches = options.batch_size or (every[1:2] if options.quick else every)
     grid = [(shape, batch) for shape in shapes for batch in sorted(batches)]
     return _layers(grid, setting, file)
 

@@ -70,7 +70,9 @@ def test_the_network_on_timms_layer_is_the_same_otherwise():
 @pytest.mark.slow
 def test_the_pair_of_equal_weights_gives_equal_outputs(monkeypatch):
     model.check_pair()
-    monkeypatch.setattr(model, "from_timm", lambda state: {key: value + 1e-2 for key, value in from_timm(state).items()})
+    monkeypatch.setattr(
+        model, "from_timm", lambda state: {key: value + 1e-2 for key, value in from_timm(state).items()}
+    )
     with pytest.raises(UserError, match="differ by"):
         model.check_pair()
 

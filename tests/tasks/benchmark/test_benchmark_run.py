@@ -189,13 +189,20 @@ def test_rows_are_of_the_code_that_was_measured():
     assert file.here() == []
 
 
-def test_every_part_has_its_units():
-    options = run.Options(quick=True)
+@pytest.mark.parametrize(
+    ("quick", "counts"),
+    [
+        (False, {"layer": 13 * 3 * 2, "model": 12 * 2, "growth": (9 + 7) * 2, "roofline": 13 * 2 * 2}),
+        (True, {"layer": 2 * 2, "model": 2 * 2, "growth": (3 + 2) * 2, "roofline": 2 * 2}),
+    ],
+)
+def test_every_part_has_its_grid(quick, counts):
     setting = compare.Setting(torch.device("cpu"))
-    for part in run.PARTS.values():
+    for name, part in run.PARTS.items():
         file = ResultFile(None, *part.columns, surroundings(setting.device, "float32"))
-        units = part.units(options, setting, file)
-        assert units and all(set(key) == set(part.columns[0]) for key, _ in units)
+        keys = [key for key, _ in part.units(run.Options(quick=quick), setting, file)]
+        assert all(set(key) == set(part.columns[0]) for key in keys)
+        assert len({tuple(key.values()) for key in keys}) == len(keys) == counts[name], name
 
 
 @pytest.mark.slow
