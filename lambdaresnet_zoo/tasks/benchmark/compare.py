@@ -12,10 +12,12 @@ from ...weights.benchmarks import MEASURED
 from .memory import OutOfMemory, memory_limit, peak_memory
 from .timing import Clock, Samples, interleave
 
-__all__ = ["COLUMNS", "NO_MEMORY", "TOO_SLOW", "Limits", "Setting", "compare"]
+__all__ = ["COLUMNS", "NO_MEMORY", "TOO_SLOW", "Limits", "Setting", "compare", "too_slow"]
 
 NO_MEMORY, TOO_SLOW = "out of memory", "too slow"
 """What a row says of itself where there is nothing to compare."""
+NEAR = 2.5
+"""What takes at most so many times as long as the fastest peer is timed, however long that is."""
 COLUMNS = (
     "status", "milliseconds", "times_zoo", "times_zoo_min", "times_zoo_max", "rounds", "iterations", "peak_mib",
 )  # fmt: skip
@@ -35,7 +37,7 @@ class Limits:
     round_seconds: float = 12.0
     """Of the rounds of what is measured together; three are done in any case, but for what is much slower."""
     pass_seconds: float = 10.0
-    """A peer whose pass is expected to take longer is recorded as too slow."""
+    """A peer whose pass takes longer is recorded as too slow, but for those that are about the fastest."""
     memory_gib: float = 8.0
     """Beyond what the process has; a peer that wants more is recorded as out of memory. On a GPU the device is
     the limit."""
@@ -90,14 +92,28 @@ def compare(
         finally:
             if device.type == "cuda":
                 torch.cuda.empty_cache()
-        slow = seconds > limits.pass_seconds and name != zoo
-        found[name] |= {"status": TOO_SLOW if slow else MEASURED, "peak_mib": f"{peak / 2**20:.3f}"}
-        if not slow:
-            passes[name], first[name] = work, seconds
+        found[name] |= {"status": MEASURED, "peak_mib": f"{peak / 2**20:.3f}"}
+        passes[name], first[name] = work, seconds
+    for name in too_slow(zoo, first, limits):
+        found[name]["status"] = TOO_SLOW
+        del passes[name]
     samples = interleave(passes, Clock(device), limits.repeats, limits.round_seconds, first)
     for name, each in samples.items():
         found[name] |= _columns(each, samples.get(zoo))
     return found
+
+
+def too_slow(zoo: str, seconds: Mapping[str, float], limits: Limits) -> list[str]:
+    """Those whose pass takes too long to time it, by name; never this package's, nor what may be the fastest peer.
+
+    Args:
+        zoo: which is this package's.
+        seconds: of a pass, by name; 0 where that is not known.
+        limits: of the run.
+    """
+    peers = {name: each for name, each in seconds.items() if name != zoo}
+    line = max(limits.pass_seconds, NEAR * min(peers.values(), default=0.0))
+    return [name for name, each in peers.items() if each > line]
 
 
 def _first_pass(

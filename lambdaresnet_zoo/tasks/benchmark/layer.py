@@ -1,7 +1,7 @@
 """The part *layer*: this package's layer beside its peers, at the shapes where networks have such layers."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ...weights.benchmarks import MEASURED, ZOO
-from .compare import COLUMNS, NO_MEMORY, TOO_SLOW, Limits, Setting, compare
+from .compare import COLUMNS, NO_MEMORY, TOO_SLOW, Limits, Setting, compare, too_slow
 from .peers import Shape, layers_for
 
 __all__ = ["BATCHES", "FIELDS", "KEY", "MODES", "QUICK_SHAPES", "SHAPES", "History", "key_of", "measure", "one_pass"]
@@ -50,14 +50,12 @@ class History:
         else:
             self._seconds[what] = math.inf
 
-    def verdict(self, row: Mapping[str, Any], limits: Limits) -> str:
-        """Why a peer need not be tried at this batch; empty where it is to be."""
-        what, batch = self._key(row), int(row["batch"])
-        if batch >= self._full.get(what, batch + 1):
-            return NO_MEMORY
-        if row["layer"] == ZOO:
-            return ""
-        return TOO_SLOW if self._seconds.get(what, 0.0) * batch > limits.pass_seconds else ""
+    def verdicts(self, key: Mapping[str, Any], names: Iterable[str], limits: Limits) -> dict[str, str]:
+        """Why layers need not be tried at the batch of a key, by name; those that are to be are not in it."""
+        batch, what = int(key["batch"]), {name: self._key({**key, "layer": name}) for name in names}
+        found = {name: NO_MEMORY for name, its in what.items() if batch >= self._full.get(its, batch + 1)}
+        expected = {name: self._seconds.get(its, 0.0) * batch for name, its in what.items() if name not in found}
+        return found | dict.fromkeys(too_slow(ZOO, expected, limits), TOO_SLOW)
 
     @staticmethod
     def _key(row: Mapping[str, Any]) -> tuple[str, ...]:
@@ -78,7 +76,7 @@ def measure(shape: Shape, batch: int, mode: str, setting: Setting, history: Hist
     gradient = torch.randn_like(x, requires_grad=False) if training else None
     key = key_of(shape, batch, mode)
     layers = layers_for(shape)
-    verdicts = {name: history.verdict({**key, "layer": name}, setting.limits) for name in layers}
+    verdicts = history.verdicts(key, layers, setting.limits)
     builders = {name: partial(_build, build, x, gradient, setting) for name, build in layers.items()}
     rows = [{**key, "layer": name, **columns} for name, columns in compare(ZOO, builders, setting, verdicts).items()]
     for row in rows:

@@ -18,6 +18,8 @@ SAMPLE_SECONDS = 0.03
 """A sample is as many passes as take this long, at least one."""
 WARM_SECONDS = 1.0
 LEAST_ROUNDS = 3
+LONG = 3
+"""Where rounds take so many times as long as they should, one fewer."""
 SLOW, SLOW_ROUNDS = 5.0, 3
 """What takes this many times as long as the fastest gets no more rounds than that; its ratio is plain."""
 VERY_SLOW, VERY_SLOW_ROUNDS = 20.0, 1
@@ -68,7 +70,8 @@ def interleave(
         passes: what to time, by name.
         clock: gives seconds.
         repeats: rounds at most; those that are much slower than the fastest get fewer, always the first ones.
-        seconds: after so many no round begins once there are three, and what is much slower is left out at once.
+        seconds: after so many no round begins once there are three, or two after three times as many; what is much
+            slower is left out at once.
         first: seconds that a first pass has taken; one of a second or more counts as the warm-up.
         sample: seconds that a sample takes at least.
     """
@@ -79,8 +82,9 @@ def interleave(
     names = list(passes)
     start = clock()
     for turn in range(repeats if passes else 0):
-        late = clock() - start >= seconds
-        if turn >= LEAST_ROUNDS and late:
+        spent = clock() - start
+        late = spent >= seconds
+        if late and (turn >= LEAST_ROUNDS or (turn >= LEAST_ROUNDS - 1 and spent >= LONG * seconds)):
             break
         ahead = turn % len(names)
         for name in (*names[ahead:], *names[:ahead]):

@@ -94,23 +94,32 @@ def test_a_peer_out_of_memory_and_one_too_slow_are_in_the_rows(monkeypatch):
         return 1
 
     monkeypatch.setattr(compare, "peak_memory", measured)
-    clock = iter(range(1000))
-    monkeypatch.setattr(compare, "Clock", lambda device: lambda: float(next(clock)))
+    now = [0.0]
+    monkeypatch.setattr(compare, "Clock", lambda device: lambda: now[0])
+
+    def takes(seconds):
+        now[0] += seconds
 
     def hungry():
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    limits = compare.Limits(repeats=1, pass_seconds=0.5)
-    passes = {"zoo": lambda: None, "hungry": hungry, "slow": lambda: None, "known": _fails}
+    limits = compare.Limits(repeats=1, pass_seconds=5)
+    passes = {"zoo": lambda: takes(9), "fast": lambda: takes(1), "hungry": hungry, "slow": lambda: takes(6)}
+    passes["known"] = _fails
     builders = {name: lambda work=work: work for name, work in passes.items()}
     found = compare.compare("zoo", builders, compare.Setting(torch.device("cpu"), "", limits), {"known": "too slow"})
     assert {name: row["status"] for name, row in found.items()} == {
         "zoo": "measured",
+        "fast": "measured",
         "hungry": "out of memory",
         "slow": "too slow",
         "known": "too slow",
     }
-    assert found["zoo"]["times_zoo"] == "1.0000" and found["hungry"]["times_zoo"] == ""
+    assert {name: row["times_zoo"] for name, row in found.items()} == {
+        "zoo": "1.0000",
+        "fast": "0.1111",
+        **dict.fromkeys(("hungry", "slow", "known"), ""),
+    }
 
 
 def test_a_larger_batch_is_not_tried_where_a_smaller_one_was_too_much():
@@ -124,11 +133,18 @@ def test_a_larger_batch_is_not_tried_where_a_smaller_one_was_too_much():
         )
     ]
     history = layer.History(rows)
+    limits, names = compare.Limits(pass_seconds=10), [row["layer"] for row in rows]
+    told = history.verdicts(rows[0] | {"batch": 32}, [*names, "unknown"], limits)
+    assert told == {"slow": "too slow", "slower": "too slow", "full": "out of memory"}
+    assert history.verdicts(rows[0] | {"batch": 16}, names, limits) == {"slower": "too slow", "full": "out of memory"}
+    assert history.verdicts(rows[0] | {"batch": 1}, ["slow", "full", "zoo"], limits) == {}
+
+
+def test_the_fastest_peers_are_timed_however_long_they_take():
     limits = compare.Limits(pass_seconds=10)
-    told = {row["layer"]: history.verdict(row | {"batch": 32}, limits) for row in rows}
-    assert told == {"slow": "too slow", "slower": "too slow", "full": "out of memory", "zoo": ""}
-    assert history.verdict(rows[0] | {"batch": 16}, limits) == ""
-    assert history.verdict(rows[2] | {"batch": 1}, limits) == ""
+    assert compare.too_slow("zoo", {"zoo": 90, "a": 20, "b": 49, "c": 51}, limits) == ["c"]
+    assert compare.too_slow("zoo", {"zoo": 90, "a": 1, "b": 9, "c": 11}, limits) == ["c"]
+    assert compare.too_slow("zoo", {"zoo": 90}, limits) == []
 
 
 def test_the_input_gets_gradients_and_evaluation_none():
