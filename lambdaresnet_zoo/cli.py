@@ -69,6 +69,7 @@ def _parser() -> argparse.ArgumentParser:
         ("publish", _publish, _add_publish),
         ("published", _published, _add_published),
         ("plan", _plan, _add_plan),
+        ("benchmark", _benchmark, _add_benchmark),
     ):
         summary = (run.__doc__ or "").splitlines()[0].rstrip(".")
         task = tasks.add_parser(name, help=summary[0].lower() + summary[1:], description=f"{summary}.")
@@ -255,6 +256,33 @@ def _plan(options: argparse.Namespace) -> int:
     )
 
 
+def _add_benchmark(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("parts", nargs="*", metavar="PART", help="layer, model, growth, roofline (all)")
+    add("--device", default="", help="cpu, cuda, cuda:1, ... (a GPU if there is one)")
+    add("--amp", action="store_true", help="mixed precision by autocast")
+    add("--amp-dtype", default="bfloat16", choices=["float16", "bfloat16"], help="(%(default)s)")
+    add("--batch-size", "-b", type=_count, nargs="+", default=[], metavar="N", help="batches to measure (the part's)")
+    add("--shapes", nargs="+", default=[], metavar="DIM,SIZE,SCOPE", help="of the layer: 512,14,23 (a grid)")
+    add("--models", nargs="+", default=[], metavar="NAME@SIZE", help="or quoted patterns: 'lambdaresnet50@*' (all)")
+    add("--repeats", type=_count, default=7, metavar="N", help="rounds at most, each of all in turn (%(default)s)")
+    add("--threads", type=_count, metavar="N", help="of the CPU (torch's choice)")
+    add("--memory", type=_positive, default=8.0, metavar="GIB", help="that one pass may take on a CPU (%(default)s)")
+    add("--quick", action="store_true", help="a few shapes and batches: whether it runs, in about a minute")
+    add("--check", action="store_true", help="exit with 1 if a target of the project is missed")
+    add("--results", default="", metavar="PATH", help="a folder, or one part's .csv: add rows, skip finished ones")
+    add("--progress", action=argparse.BooleanOptionalAction, help="a progress bar (if stderr is a terminal)")
+
+
+def _benchmark(options: argparse.Namespace) -> int:
+    """Measure the layer and the networks beside others, in time and memory."""
+    from dataclasses import fields
+
+    from .tasks.benchmark.run import Options, run
+
+    return run(Options(**{field.name: getattr(options, field.name) for field in fields(Options)}))
+
+
 def _conversion(options: argparse.Namespace) -> "Options":
     import torch
 
@@ -279,6 +307,16 @@ def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of at least 1")
     return int(text)
+
+
+def _positive(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number above 0")
+    return value
 
 
 def _points(text: str) -> float:
