@@ -68,6 +68,7 @@ def _parser() -> argparse.ArgumentParser:
         ("convert", _convert, _add_convert),
         ("publish", _publish, _add_publish),
         ("published", _published, _add_published),
+        ("detect", _detect, _add_detect),
     ):
         summary = (run.__doc__ or "").splitlines()[0].rstrip(".")
         task = tasks.add_parser(name, help=summary[0].lower() + summary[1:], description=f"{summary}.")
@@ -220,6 +221,19 @@ def _published(options: argparse.Namespace) -> int:
     from .tasks import published
 
     return published.run(options.patterns, options.dataset, options.csv, options.json)
+
+
+def _add_detect(parser: argparse.ArgumentParser) -> None:
+    from .tasks.detect.command import add_arguments
+
+    add_arguments(parser)
+
+
+def _detect(options: argparse.Namespace) -> int:
+    """Train, validate and apply detectors on COCO-format data."""
+    from .tasks.detect.command import run
+
+    return run(options)
 
 
 def _conversion(options: argparse.Namespace) -> "Options":
