@@ -50,8 +50,8 @@ RECIPES: dict[str, Recipe] = {
     "paper": Recipe(),
     # A few images until they are known by heart: no augmentation, small anchors, few regions a step.
     "overfit": Recipe(
-        steps=400,
-        batch_size=4,
+        steps=700,
+        batch_size=2,
         image_size=320,
         scale=(1.0, 1.0),
         crop=False,
@@ -59,8 +59,8 @@ RECIPES: dict[str, Recipe] = {
         opt="adamw",
         lr=3e-4,
         weight_decay=1e-4,
-        warmup_steps=20,
-        decay_at=(0.9,),
+        warmup_steps=30,
+        decay_at=(0.85, 0.95),
         clip_grad=5.0,
         norm="live",
         anchor_sizes=(8, 16, 32, 64, 128),

@@ -66,7 +66,7 @@ class Samples(Dataset[Sample]):
             image, target = self.augment(image, target)
         if "masks" in target:
             # A crop may leave a corner of a box in which nothing of the object is.
-            seen = target["masks"].flatten(1).any(1)
+            seen = (target["masks"].flatten(1) > 0).any(1)
             target = {key: value[seen] for key, value in target.items()}
         return image.as_subclass(Tensor), {key: value.as_subclass(Tensor) for key, value in target.items()}
 
