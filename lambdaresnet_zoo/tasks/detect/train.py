@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from ...errors import UserError, first_line
 from ...weights.files import read_rows, write_rows
 from ..checkpoints import LAST, StopSignal, check_run, read_state, write_state
 from .recipe import Recipe
@@ -57,18 +58,25 @@ class Training:
         seed: of what the model draws at random in a step.
         run: what the run is, for its checkpoint to be told from another's.
         loop: how it is carried out.
+
+    Raises:
+        UserError: the optimiser is none of timm's.
     """
 
     def __init__(
         self, model: nn.Module, samples: Samples, recipe: Recipe, seed: int, run: Mapping[str, Any], loop: Loop
     ) -> None:
         self.model, self.samples, self.recipe, self.seed, self.run, self.loop = model, samples, recipe, seed, run, loop
-        self.optimizer = create_optimizer_v2(
-            model, opt=recipe.opt, lr=recipe.lr, weight_decay=recipe.weight_decay, momentum=recipe.momentum
-        )
+        try:
+            self.optimizer = create_optimizer_v2(
+                model, opt=recipe.opt, lr=recipe.lr, weight_decay=recipe.weight_decay, momentum=recipe.momentum
+            )
+        except (ValueError, AssertionError, TypeError) as error:
+            raise UserError(f"--opt '{recipe.opt}': {first_line(error)}") from error
         self.schedule = MultiStepLRScheduler(
             self.optimizer,
-            decay_t=[round(fraction * recipe.steps) for fraction in recipe.decay_at],
+            # Steps are counted from 1 here, and timm looks one ahead.
+            decay_t=[round(fraction * recipe.steps) + 2 for fraction in recipe.decay_at],
             decay_rate=recipe.decay_rate,
             warmup_t=recipe.warmup_steps,
             warmup_lr_init=0.0,
