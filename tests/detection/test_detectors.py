@@ -11,6 +11,7 @@ from torchvision.models.detection import FasterRCNN, MaskRCNN, RetinaNet
 from lambdaresnet_zoo.detection import DETECTORS, complexity, faster_rcnn, mask_rcnn, retinanet
 
 TINY = "test_lambdaresnet"
+KINDS = [("mask_rcnn", MaskRCNN), ("faster_rcnn", FasterRCNN), ("retinanet", RetinaNet)]
 
 
 def images():
@@ -54,7 +55,7 @@ def test_equal_to_torchvisions_own():
     )
 
 
-@pytest.mark.parametrize(("kind", "own"), [("mask_rcnn", MaskRCNN), ("faster_rcnn", FasterRCNN), ("retinanet", RetinaNet)])
+@pytest.mark.parametrize(("kind", "own"), KINDS)
 def test_each_learns_and_detects(kind, own):
     torch.manual_seed(0)
     model = DETECTORS[kind](TINY, 3, image_size=128)

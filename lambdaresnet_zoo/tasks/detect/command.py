@@ -6,6 +6,7 @@ from typing import Any
 
 __all__ = ["add_arguments", "run"]
 
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The subcommands and their options."""
     parts = parser.add_subparsers(dest="part", metavar="PART", required=True)
@@ -65,7 +66,9 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     add("--val-annotations", default="", metavar="FILE", help="COCO-format JSON to measure AP on")
     add("--val-images", default="", metavar="FOLDER", help="its images (--images)")
     add("--detector", default="mask_rcnn", choices=["mask_rcnn", "faster_rcnn", "retinanet"], help="(%(default)s)")
-    add("--backbone", "--model", default="lambdaresnet50", metavar="NAME", help="this package's or timm's (%(default)s)")
+    add(
+        "--backbone", "--model", default="lambdaresnet50", metavar="NAME", help="this package's or timm's (%(default)s)"
+    )
     add("--model-kwargs", type=_keyword, default=[], nargs="+", metavar="KEY=VALUE", help="options of the backbone")
     start = parser.add_mutually_exclusive_group()
     start.add_argument("--pretrained", action="store_true", help="start from the backbone's public weights")
@@ -73,7 +76,12 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     add("--freeze", nargs="+", default=[], metavar="STAGE", help="stages not to train: stem c2 c3 c4 c5")
     add("--grad-checkpointing", action="store_true", help="recompute the backbone in the backward pass: less memory")
     add("--keep-empty", action="store_true", help="train on images without annotations too (left out, as COCO's do)")
-    add("--recipe", default="paper", metavar="NAME", help="paper (130k steps of 256 at 1024 px) or overfit (%(default)s)")
+    add(
+        "--recipe",
+        default="paper",
+        metavar="NAME",
+        help="paper (130k steps of 256 at 1024 px) or overfit (%(default)s)",
+    )
     add("--steps", type=_count, metavar="N", help="(the recipe's, as all that follow)")
     add("--batch-size", "-b", type=_count, metavar="N", help="images of a pass in each process")
     add("--grad-accum-steps", type=_count, default=1, metavar="N", help="passes a step (%(default)s)")

@@ -41,9 +41,7 @@ class DetectorConfig:
         return self.kind == "mask_rcnn"
 
 
-def build(
-    config: DetectorConfig, pretrained: bool | Mapping[str, Tensor] = False, **options: Any
-) -> nn.Module:
+def build(config: DetectorConfig, pretrained: bool | Mapping[str, Tensor] = False, **options: Any) -> nn.Module:
     """The network.
 
     Args:

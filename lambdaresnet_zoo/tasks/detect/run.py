@@ -105,7 +105,7 @@ def train(options: TrainOptions) -> int:
     """
     with take_part(options.device) as (device, process, processes):
         try:
-            training, data, validation = together(partial(_prepare, options, device, process, processes))
+            training, validation = together(partial(_prepare, options, device, process, processes))
         except SharedError:
             if process:
                 return 2  # the first one tells
@@ -125,9 +125,16 @@ def train(options: TrainOptions) -> int:
             if not process:
                 print(f"error: {error}", file=sys.stderr)
             return 1
+        except KeyboardInterrupt:
+            if not process:
+                again = f"--resume continues from step {training.saved}" if training.saved else "no checkpoint yet"
+                print(f"interrupted at step {training.step}; {again}", file=sys.stderr)
+            raise
         if not finished:
             if not process:
-                print(f"stopped at step {training.step}; --resume continues from {training.checkpoint}", file=sys.stderr)
+                print(
+                    f"stopped at step {training.step}; --resume continues from {training.checkpoint}", file=sys.stderr
+                )
             return 0
         if not process:
             save_detector(output, training.model)
@@ -170,7 +177,7 @@ def resolve_recipe(options: TrainOptions, processes: int) -> Recipe:
 
 def _prepare(
     options: TrainOptions, device: torch.device, process: int, processes: int
-) -> tuple[Training, CocoData, CocoData | None]:
+) -> tuple[Training, CocoData | None]:
     """Data, detector and loop: all that can be wrong before the first step."""
     output = Path(options.output)
     if options.resume is None and (output / LAST).exists() and not process:
@@ -240,7 +247,7 @@ def _prepare(
         write_config(output, config)
         print(f"{config.kind} on {config.backbone}: {complexity(model, recipe.image_size)}")
         print(f"{len(data.ids)} images, {len(data.categories)} categories; {recipe.steps} steps of {recipe.batch_size}")
-    return training, data, validation
+    return training, validation
 
 
 def validate(options: ValidateOptions) -> int:

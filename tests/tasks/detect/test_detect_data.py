@@ -50,7 +50,9 @@ def test_augmentation_keeps_boxes_on_what_they_are_of(tmp_path):
     for number in range(60):
         image, target = samples[number]
         assert image.shape == (3, 128, 128)
-        for box, label, mask in zip(target["boxes"].round().int().tolist(), target["labels"], target["masks"], strict=True):
+        for box, label, mask in zip(
+            target["boxes"].round().int().tolist(), target["labels"], target["masks"], strict=True
+        ):
             left, top, right, bottom = box
             inside = image[:, top:bottom, left:right]
             if inside.shape[1] < 8 or inside.shape[2] < 8:
@@ -91,6 +93,10 @@ def annotation(**changes):
     return lambda content: content["annotations"][1].update(changes)
 
 
+def named(name):
+    return lambda content: content["images"][1].update(file_name=name)
+
+
 def narrower(content):
     content["images"][1]["width"] = 64
     del content["annotations"][3]  # run lengths of the true width
@@ -112,9 +118,12 @@ PROBLEMS = {
         annotation(segmentation={"size": [96, 128], "counts": [5, 6]}),
         "annotation 2 of image 5 (0.png): the run lengths do not add up",
     ),
-    "missing file": (lambda content: content["images"][1].update(file_name="no.png"), "image 15 (no.png): no such file"),
+    "missing file": (
+        lambda content: content["images"][1].update(file_name="no.png"),
+        "image 15 (no.png): no such file",
+    ),
     "size": (narrower, "image 15 (1.png): has 128x96 pixels, and"),
-    "no file": (lambda content: content["images"][1].update(file_name="bad.png"), "image 15 (bad.png): "),
+    "no file": (named("bad.png"), "image 15 (bad.png): "),
 }
 
 

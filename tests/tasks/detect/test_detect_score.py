@@ -118,7 +118,9 @@ def test_predictions_are_drawn_and_written(command, coco, learnt, tmp_path):
     status, out, err = command(
         "detect", "predict", images, bad, "--checkpoint", learnt, "--output", output, "--threshold", 0.3
     )
-    assert status == 1 and err == [f"error: {bad}: not an image in a format that Pillow reads; convert it to JPEG or PNG"]
+    assert status == 1 and err == [
+        f"error: {bad}: not an image in a format that Pillow reads; convert it to JPEG or PNG"
+    ]
     found = json.loads((output / "detections.json").read_text())
     names = {one["file_name"] for one in found}
     assert names <= {str(images / f"{number}.png") for number in range(4)} and found

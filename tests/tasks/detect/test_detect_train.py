@@ -108,14 +108,12 @@ def test_a_loss_that_is_no_number_stops_with_the_last_good_checkpoint(command, c
     def diverging(self, *args):
         calls.append(1)
         losses = step(self, *args)
-        return {key: math.nan for key in losses} if len(calls) == 4 else losses
+        return dict.fromkeys(losses, math.nan) if len(calls) == 4 else losses
 
     monkeypatch.setattr(training.Training, "_step", diverging)
     status, _, err = command(*ARGUMENTS, *coco, "--steps", 6, "--output", tmp_path, "--checkpoint-steps", 2)
     assert status == 1
-    assert err == [
-        f"error: the loss is nan at step 4; the last good checkpoint: step 2 in {tmp_path / 'last.pt'}"
-    ]
+    assert err == [f"error: the loss is nan at step 4; the last good checkpoint: step 2 in {tmp_path / 'last.pt'}"]
     assert torch.load(tmp_path / "last.pt", weights_only=True)["step"] == 2
 
 
@@ -138,6 +136,20 @@ def test_weights_do_not_take_a_loss_that_is_no_number(coco, tmp_path, command, m
     status, _, err = command(*ARGUMENTS, *coco, "--steps", 2, "--output", tmp_path)
     assert status == 1 and "at step 1; the last good checkpoint: none yet" in err[0]
     assert states == [True]
+
+
+def test_ctrl_c_says_how_to_go_on(command, coco, tmp_path, monkeypatch):
+    step, calls = training.Training._step, []
+
+    def interrupted(self, *args):
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return step(self, *args)
+
+    monkeypatch.setattr(training.Training, "_step", interrupted)
+    status, _, err = command(*ARGUMENTS, *coco, "--steps", 6, "--output", tmp_path, "--checkpoint-steps", 2)
+    assert status == 130 and err == ["interrupted at step 3; --resume continues from step 2"]
 
 
 @pytest.mark.parametrize(
@@ -164,7 +176,8 @@ def test_what_cannot_start_is_one_line(command, coco, tmp_path, arguments, parts
 def test_a_damaged_checkpoint_is_one_line(command, coco, tmp_path):
     (tmp_path / "last.pt").write_bytes(b"PK\x03\x04 not much")
     one_line(
-        command(*ARGUMENTS, *coco, "--steps", 1, "--output", tmp_path, "--resume"), "last.pt cannot be read as a checkpoint"
+        command(*ARGUMENTS, *coco, "--steps", 1, "--output", tmp_path, "--resume"),
+        "last.pt cannot be read as a checkpoint",
     )
 
 
@@ -175,7 +188,9 @@ def test_a_classifiers_weights_are_the_start(command, coco, checkpoint, tmp_path
     )  # fmt: skip
     assert status == 0 and err == []
     start, end = load_file(checkpoint), weights(tmp_path)
-    assert torch.equal(end["backbone.body.stages_2.1.self_attn.position.table"], start["stages.2.1.self_attn.position.table"])
+    assert torch.equal(
+        end["backbone.body.stages_2.1.self_attn.position.table"], start["stages.2.1.self_attn.position.table"]
+    )
 
 
 def torchrun(*arguments, processes=2):
