@@ -7,8 +7,9 @@ trilinear sum, so the order is free, and the cheapest one depends on the shape.
     query order        (q E) then V     h n m u (k + v)        holds b h n m u
     convolution order  (R * V) then q   n r^2 k v u + h n k v  holds b n k v
 
-All three read the same relative table R, so outputs agree to rounding, and
-`position_output` picks one for each shape.
+All three read the same relative table R, so outputs agree to rounding. They are plain here, for
+graphs that are exported, scripted or traced, and to hold faster forms against; `layers.plan` picks
+one for each shape, and `layers.planned` runs it in chunks.
 
 Shapes: B batch, N query positions, M context positions, K query depth,
 V value depth, U intra-depth, H heads. On a grid of h x w, N = M = h * w.
@@ -32,7 +33,7 @@ __all__ = [
     "convolution_order",
     "expand_table",
     "lambda_order",
-    "position_output",
+    "plain_output",
     "query_order",
 ]
 
@@ -69,37 +70,35 @@ def _content_lambda(keys: Tensor, values: Tensor, key_norm: str) -> Tensor:
     return keys.flatten(2) @ values.to(dtype).flatten(2).transpose(1, 2)
 
 
-def position_output(
-    queries: Tensor, values: Tensor, table: Tensor, height: int, width: int, order: str = "auto"
+def plain_output(
+    queries: Tensor, values: Tensor, table: Tensor, lambdas: Tensor | None, height: int, width: int, order: str
 ) -> Tensor:
-    """Position part of the layer, [B, H, V, N], by the order named or the cheapest one.
+    """Content and position part of the layer, [B, H, V, N], by an order as it is written below.
 
     Args:
         queries: [B, H, K, N].
         values: [B, V, U, N].
         table: [K, U, Rh, Rw].
+        lambdas: content lambdas [B, K, V], with the position bias, or None.
         height: of the grid, N = height * width.
         width: of the grid.
-        order: ``lambda``, ``query``, ``convolution``, or ``auto``.
+        order: ``lambda``, ``query`` or ``convolution``.
     """
-    if order == "auto":
-        if torch.jit.is_scripting():
-            order = choose_order(queries, values, table, height, width)
-        elif torch.compiler.is_exporting() or torch.jit.is_tracing():
-            order = "convolution"  # the one order whose graph holds for every size
-        else:
-            order = choose_order(queries, values, table, height, width)
     if order == "query":
-        return query_order(queries, values, table, height, width)
-    if order == "lambda":
-        return lambda_order(queries, values, table, height, width)
-    return convolution_order(queries, values, table, height, width)
+        output = query_order(queries, values, table, height, width)
+    elif order == "lambda":
+        output = lambda_order(queries, values, table, height, width)
+    else:
+        output = convolution_order(queries, values, table, height, width)
+    if lambdas is not None:
+        output = output + lambdas.to(queries.dtype).transpose(1, 2).unsqueeze(1) @ queries
+    return output
 
 
 def choose_order(
     queries: Tensor, values: Tensor, table: Tensor, height: int, width: int, element_cost: int = 48
 ) -> str:
-    """The order with the fewest multiply-adds, memory traffic counted in.
+    """The order with the fewest multiply-adds, memory traffic counted in: the plan of a scripted graph.
 
     Args:
         queries: [B, H, K, N].
@@ -139,7 +138,7 @@ def query_order(queries: Tensor, values: Tensor, table: Tensor, height: int, wid
     k, u, n, m = embeddings.shape
     batch, heads = queries.shape[0], queries.shape[1]
     # The map is large: laid out by position it is written once and read in place, never permuted.
-    by_position = queries.permute(3, 0, 1, 2).reshape(n, batch * heads, k)
+    by_position = queries.permute(3, 0, 1, 2).reshape(n, batch * heads, k).contiguous()
     flat = embeddings.permute(2, 0, 1, 3).reshape(n, k, u * m)
     scores = torch.bmm(by_position, flat.to(queries.dtype)).transpose(0, 1)  # [BH, N, UM]
     by_head = values.flatten(2).unsqueeze(1).expand(-1, heads, -1, -1).reshape(batch * heads, -1, u * m)

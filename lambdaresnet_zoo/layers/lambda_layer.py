@@ -21,7 +21,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .contraction import ORDERS, content_lambda, position_output
+from .contraction import content_lambda
+from .plan import IMPLEMENTATIONS
+from .planned import grid_output
 from .pooling import CeilAvgPool2d
 from .reference import KEY_NORMS
 
@@ -103,7 +105,9 @@ class LambdaLayer(nn.Module):
         pool_always: pool at stride 1, too; a 3x3 pool then smooths, and keeps the size.
         qkv_bias: bias on the projection.
         position_bias: bias on the position lambdas.
-        order: ``auto``, or the contraction order to force (see ``layers.contraction``).
+        order: ``auto``, or the contraction order to force: ``lambda``, ``query``, ``convolution``, or ``kernel``, a
+            fused one for GPUs (see ``layers.plan``).
+        memory_budget: of scratch, in MiB; the plan's own by default. A smaller one can cost time.
 
     Raises:
         ValueError: an argument that does not fit; the message names it and the values.
@@ -131,6 +135,7 @@ class LambdaLayer(nn.Module):
         qkv_bias: bool = False,
         position_bias: bool = False,
         order: str = "auto",
+        memory_budget: float | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -158,7 +163,9 @@ class LambdaLayer(nn.Module):
         _one_of("key_norm", key_norm, KEY_NORMS)
         _one_of("query_norm", query_norm, QUERY_NORMS)
         _one_of("pool", pool, POOLS)
-        _one_of("order", order, ("auto", *ORDERS))
+        _one_of("order", order, ("auto", *IMPLEMENTATIONS))
+        if memory_budget is not None and not memory_budget > 0:
+            raise ValueError(f"memory_budget must be above 0 MiB, got {memory_budget}")
         if pool_always and pool == "avg2":
             raise ValueError("pool_always=True needs a 3x3 pool, got pool='avg2'")
 
@@ -174,6 +181,7 @@ class LambdaLayer(nn.Module):
         self.key_norm = key_norm
         self.query_norm = query_norm
         self.order = order
+        self.memory_budget = memory_budget
 
         dims = [num_heads * query_depth, query_depth * intra_depth if content else 0, self.value_depth * intra_depth]
         self.split_dims = dims
@@ -277,6 +285,7 @@ class LambdaLayer(nn.Module):
             self.query_norm,
             self.order,
             self.is_global,
+            0.0 if self.memory_budget is None else self.memory_budget,
         )
         return self.pool(out)
 
@@ -302,6 +311,7 @@ def lambda_grid(
     query_norm: str,
     order: str,
     is_global: bool,
+    memory: float,
 ) -> Tensor:
     """Projected maps to output map: [B, HK, h, w], [B, KU or 0, h, w], [B, VU, h, w] -> [B, HV, h, w].
 
@@ -324,17 +334,18 @@ def lambda_grid(
         precise = queries.to(torch.promote_types(queries.dtype, torch.float32))
         precise = precise.softmax(dim=2) if query_norm == "softmax" else F.normalize(precise, dim=2)
         queries = precise.to(queries.dtype)
-    out: Tensor | None = None
+    lambdas: Tensor | None = None
     if keys.shape[1] > 0:
         keys = keys.reshape(-1).reshape(batch, query_depth, intra_depth, n)
-        lambdas = content_lambda(keys, values, key_norm)
+        lambdas = content_lambda(keys, values, key_norm)  # [B, K, V]
+    if table is None:
+        assert lambdas is not None
         out = lambdas.to(queries.dtype).transpose(1, 2).unsqueeze(1) @ queries  # [B, H, V, N]
-    if table is not None:
-        position = position_output(queries, values, table, height, width, order)
-        if bias is not None:
-            position = position + torch.einsum("bhkn,k->bhn", queries, bias.to(queries.dtype)).unsqueeze(2)
-        out = position if out is None else out + position
-    assert out is not None
+    else:
+        if bias is not None:  # part of every position lambda, so of the content lambda as well
+            shift = bias.to(queries.dtype if lambdas is None else lambdas.dtype)[None, :, None]
+            lambdas = shift.expand(batch, -1, value_depth) if lambdas is None else lambdas + shift
+        out = grid_output(queries, values, table, lambdas, height, width, order, memory)
     return out.reshape(batch, -1, height, width)
 
 

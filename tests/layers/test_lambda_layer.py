@@ -257,7 +257,7 @@ def test_half_precision_modules_run_and_train(dtype):
         ({"query_norm": "l1"}, "query_norm must be one of none, softmax, l2, got 'l1'"),
         ({"pool": "max"}, "pool must be one of avg3, avg3_counted, avg2, got 'max'"),
         ({"pool": "avg2", "pool_always": True}, "pool_always=True needs a 3x3 pool, got pool='avg2'"),
-        ({"order": "fft"}, "order must be one of auto, lambda, query, convolution, got 'fft'"),
+        ({"order": "fft"}, "order must be one of auto, lambda, query, convolution, kernel, got 'fft'"),
     ],
 )
 def test_wrong_arguments_are_named(options, message):

@@ -1,0 +1,14 @@
+"""Optional fused kernels, each behind the signature of the plain order that it stands for.
+
+Importing this imports no Triton: ``unavailable`` says, for a device and a dtype, why the kernels
+cannot serve. Under Triton's interpreter (``TRITON_INTERPRET=1`` in the environment before Triton is
+imported) they run on CPU, for tests.
+
+Not measured on a GPU. On a machine with one, check them first without the interpreter, by
+``pytest tests/layers/kernels``; then measure, and refit what ``launch.py`` keeps as data.
+"""
+
+from .availability import unavailable
+from .operators import fused_position
+
+__all__ = ["fused_position", "unavailable"]

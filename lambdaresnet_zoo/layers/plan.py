@@ -1,0 +1,271 @@
+"""The plan: which order contracts a lambda layer of given shapes, in which tiles, and why not another.
+
+A cost model, linear in what each order does (products, elements written, calls), predicts the time of every
+candidate; the fastest whose memory fits the budget is taken. Its coefficients are data, `costs.json`, one set for
+each kind of device, and are fitted anew on another machine by `lambdaresnet-zoo plan --fit FILE`.
+
+    LAMBDARESNET_ZOO_IMPL    force an order: lambda, query, convolution or kernel
+    LAMBDARESNET_ZOO_COSTS   read the coefficients from this file
+    LAMBDARESNET_ZOO_MEMORY  memory budget in MiB
+
+Shapes: B batch, N query positions, M context positions, K query depth,
+V value depth, U intra-depth, H heads.
+"""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import kernels
+from .tiles import Tiling, make_axis
+
+__all__ = ["COSTS", "IMPLEMENTATIONS", "Plan", "Shape", "candidates", "explain_plan", "features", "make_plan"]
+
+COSTS = Path(__file__).with_name("costs.json")
+IMPLEMENTATIONS = ("lambda", "query", "convolution", "kernel")
+TILES = (1, 2, 4, 7, 8, 16)
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The sizes that a contraction depends on."""
+
+    batch: int
+    heads: int
+    query_depth: int
+    value_depth: int
+    intra_depth: int
+    height: int
+    width: int
+    rows: int
+    """Rh, the extent of the relative table."""
+    columns: int
+
+    @property
+    def n(self) -> int:
+        """Positions of the grid."""
+        return self.height * self.width
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to contract."""
+
+    order: str
+    tiling: Tiling | None
+    """Of the query order."""
+    chunk: int
+    """Images at once."""
+    seconds: float
+    """Predicted; infinite where the cost model has no coefficients."""
+    memory: int
+    """Bytes of the largest scratch, beside inputs and outputs."""
+    note: str = ""
+
+    def __str__(self) -> str:
+        name = self.order
+        if self.tiling is not None and not self.tiling.whole:
+            name += f" in tiles of {self.tiling.y.tile}x{self.tiling.x.tile}"
+        time = f"{self.seconds * 1e3:.3g} ms" if math.isfinite(self.seconds) else "no prediction"
+        return f"{name}, {self.chunk} at once: {time}, {self.memory / MIB:.3g} MiB"
+
+
+@lru_cache(maxsize=4096)
+def make_plan(
+    shape: Shape, dtype: torch.dtype, device: str, training: bool = False, order: str = "auto", memory: float = 0.0
+) -> Plan:
+    """The fastest plan that fits, or the one that is forced.
+
+    Args:
+        shape: of the contraction.
+        dtype: of queries and values.
+        device: kind of device, as ``cpu`` or ``cuda``.
+        training: the backward pass is counted in.
+        order: ``auto``, or one of ``IMPLEMENTATIONS``, which comes before ``LAMBDARESNET_ZOO_IMPL``.
+        memory: budget of scratch in MiB; 0 for ``LAMBDARESNET_ZOO_MEMORY`` or else that of the costs. Where nothing
+            fits, what needs least is taken.
+
+    Raises:
+        ValueError: an unknown order, or a kernel that cannot serve.
+    """
+    order = order if order != "auto" else os.environ.get("LAMBDARESNET_ZOO_IMPL", "") or "auto"
+    if order not in ("auto", *IMPLEMENTATIONS):
+        raise ValueError(f"LAMBDARESNET_ZOO_IMPL must be one of {', '.join(IMPLEMENTATIONS)}, got {order!r}")
+    if order == "kernel" and (reason := kernels.unavailable(torch.device(device), dtype)):
+        raise ValueError(f"order='kernel' cannot be used: {reason}")
+    budget = _budget(device, memory)
+    found = [plan for plan in candidates(shape, dtype, device, training, memory) if order in ("auto", plan.order)]
+    if order == "auto":
+        found = [plan for plan in found if not plan.note]
+    fitting = [plan for plan in found if plan.memory <= budget]
+    if fitting:
+        return min(fitting, key=lambda plan: (plan.seconds, plan.memory))
+    return min(found, key=lambda plan: plan.memory)
+
+
+def explain_plan(
+    shape: Shape,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    training: bool = False,
+    order: str = "auto",
+    memory: float = 0.0,
+) -> str:
+    """What is chosen and why the others are not, a line each, the fastest first.
+
+    Args and errors are those of :func:`make_plan`.
+    """
+    chosen = make_plan(shape, dtype, device, training, order, memory)
+    forced = order if order != "auto" else os.environ.get("LAMBDARESNET_ZOO_IMPL", "")
+    budget = _budget(device, memory)
+    costs = _costs().get(device) or _costs()["other"]
+    lines = [f"{'training' if training else 'forward'} on {device}, costs {costs['measured']}", f"chosen: {chosen}"]
+    for plan in sorted(candidates(shape, dtype, device, training, memory), key=lambda plan: plan.seconds):
+        if plan == chosen:
+            continue
+        if forced and plan.order != forced:
+            reason = f"{forced} is forced"
+        elif plan.note:
+            reason = plan.note
+        elif plan.memory > budget:
+            reason = f"over the memory budget of {budget / MIB:.3g} MiB"
+        elif math.isfinite(plan.seconds) and chosen.seconds:
+            reason = f"{plan.seconds / chosen.seconds:.3g} times as long"
+        else:
+            reason = "no prediction"
+        lines.append(f"not {plan}: {reason}")
+    return "\n".join(lines)
+
+
+def candidates(
+    shape: Shape, dtype: torch.dtype, device: str, training: bool = False, memory: float = 0.0
+) -> list[Plan]:
+    """Every plan that is considered, with its predicted time and its memory."""
+    costs = _costs().get(device) or _costs()["other"]
+    # Half precision is contracted in float32 on a CPU, which has no fast products of it.
+    size = 4 if device == "cpu" else dtype.itemsize
+    scratch = min(costs["scratch_mib"] * MIB, _budget(device, memory))
+    plans = []
+    for order in IMPLEMENTATIONS:
+        for tiling in _tilings(shape, size, scratch) if order == "query" else (None,):
+            chunk = tiling.chunk if tiling else _chunk(shape, order, size, scratch)
+            plan = Plan(order, tiling, chunk, math.inf, _memory(shape, order, tiling, chunk, size, training))
+            coefficients = costs["training" if training else "forward"].get(order)
+            note = ""
+            if order == "kernel":
+                note = kernels.unavailable(torch.device(device), dtype)
+                note = note or ("" if coefficients else "not measured on this kind of device")
+            seconds = math.inf if coefficients is None else _seconds(coefficients, features(shape, plan))
+            plans.append(replace(plan, seconds=seconds, note=note))
+    return plans
+
+
+def features(shape: Shape, plan: Plan) -> dict[str, float]:
+    """What a plan does, by the names that its coefficients have: counts of one forward pass."""
+    s = shape
+    images = s.batch * s.heads
+    if plan.tiling is not None:
+        t = plan.tiling
+        tiles = t.y.tiles * t.x.tiles
+        scores = images * tiles * t.queries * t.context * s.intra_depth
+        calls = t.y.tiles * math.ceil(s.batch / plan.chunk)
+        block = t.queries * s.query_depth * s.intra_depth * t.context
+        return {
+            "call": calls,
+            "score_product": scores * s.query_depth,
+            "value_product": scores * s.value_depth,
+            "score": scores,
+            "embedding_read": calls * block,
+            "embedding_built": block * (1 if t.shared else t.y.tiles),
+            "window": images * tiles * s.value_depth * s.intra_depth * t.context,
+            "tiled_output": 0 if t.whole else images * s.value_depth * t.y.covered * t.x.covered,
+        }
+    context = s.n if plan.order == "lambda" else _reach(s.height, s.rows) * _reach(s.width, s.columns)
+    lambdas = s.batch * s.n * s.query_depth * s.value_depth
+    counts = {
+        "call": math.ceil(s.batch / plan.chunk),
+        "product": lambdas * context * s.intra_depth,
+        "lambda": lambdas,
+        "query_product": lambdas * s.heads,
+    }
+    if plan.order == "lambda":
+        counts["embedding_built"] = s.n * s.n * s.query_depth * s.intra_depth
+    return counts
+
+
+def _seconds(coefficients: Mapping[str, float], counts: Mapping[str, float]) -> float:
+    return sum(coefficients[name] * count for name, count in counts.items()) * 1e-9
+
+
+def _tilings(shape: Shape, size: int, scratch: float) -> list[Tiling]:
+    """Tilings worth a look: whole, in rows, in patches; each with as many images at once as the scratch holds."""
+    found = set()
+    across_y, across_x = (2 * (extent // 2) >= side for extent, side in _sides(shape))
+    for tile_y in {shape.height, *TILES}:
+        for tile_x in {shape.width, *TILES}:
+            if tile_y > shape.height or tile_x > shape.width or (tile_x < shape.width and across_x):
+                continue
+            y = make_axis(shape.height, shape.rows, tile_y, padded=not across_y)
+            x = make_axis(shape.width, shape.columns, tile_x)
+            one = y.tile * x.covered * y.window * x.window * shape.intra_depth * shape.heads * size
+            found.add(Tiling(y, x, _even(shape.batch, int(scratch // one))))
+    return sorted(found, key=lambda tiling: (-tiling.y.tile, -tiling.x.tile))
+
+
+def _chunk(shape: Shape, order: str, size: int, scratch: float) -> int:
+    if order == "kernel":
+        return shape.batch
+    return _even(shape.batch, int(scratch // (shape.n * shape.query_depth * shape.value_depth * size)))
+
+
+def _even(batch: int, most: int) -> int:
+    """The size of chunks of at most ``most`` images that are alike."""
+    most = max(1, min(batch, most))
+    return math.ceil(batch / math.ceil(batch / most)) if batch else 1
+
+
+def _memory(shape: Shape, order: str, tiling: Tiling | None, chunk: int, size: int, training: bool) -> int:
+    s = shape
+    twice = 2 if training else 1  # the backward pass holds what the forward pass held, and its gradient
+    if order == "kernel":
+        return 0
+    if tiling is None:
+        lambdas = chunk * s.n * s.query_depth * s.value_depth
+        block = s.n * s.n * s.query_depth * s.intra_depth if order == "lambda" else 0
+        return size * twice * (2 * lambdas + block)
+    block = tiling.queries * s.query_depth * s.intra_depth * tiling.context
+    images = chunk * tiling.x.tiles * s.heads
+    scores = images * tiling.queries * tiling.context * s.intra_depth
+    windows = images * s.value_depth * tiling.context * s.intra_depth
+    return size * twice * (block + scores + windows)
+
+
+def _sides(shape: Shape) -> tuple[tuple[int, int], tuple[int, int]]:
+    return (shape.rows, shape.height), (shape.columns, shape.width)
+
+
+def _reach(side: int, extent: int) -> int:
+    return min(extent, 2 * side - 1)
+
+
+def _budget(device: str, memory: float) -> float:
+    given = memory or float(os.environ.get("LAMBDARESNET_ZOO_MEMORY", "") or 0)
+    return MIB * (given or (_costs().get(device) or _costs()["other"])["memory_mib"])
+
+
+@lru_cache(maxsize=1)
+def _costs() -> dict[str, Any]:
+    path = Path(os.environ.get("LAMBDARESNET_ZOO_COSTS", "") or COSTS)
+    try:
+        costs: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"LAMBDARESNET_ZOO_COSTS {path} cannot be read: {error}") from error
+    return costs
