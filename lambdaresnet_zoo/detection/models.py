@@ -26,7 +26,6 @@ __all__ = ["ANCHOR_SIZES", "DETECTORS", "faster_rcnn", "mask_rcnn", "retinanet"]
 
 ANCHOR_SIZES = (32, 64, 128, 256, 512)
 """Of torchvision's anchors, one for each level, in pixels."""
-CHANNELS = 256
 RATIOS = (0.5, 1.0, 2.0)
 
 
@@ -38,6 +37,7 @@ def mask_rcnn(
     norm: str = "live",
     frozen: Iterable[str] = (),
     anchor_sizes: Sequence[int] = ANCHOR_SIZES,
+    channels: int = 256,
     grad_checkpointing: bool = False,
     backbone_kwargs: Mapping[str, Any] | None = None,
     **kwargs: Any,
@@ -54,6 +54,7 @@ def mask_rcnn(
             "sync" (over all processes).
         frozen: stages of the body that are not trained: "stem", "c2", "c3", "c4", "c5".
         anchor_sizes: in pixels, one for each of five levels.
+        channels: of the pyramid's maps.
         grad_checkpointing: trade time for memory in training.
         backbone_kwargs: options of the network, as timm's ``create_model``.
         **kwargs: as torchvision's MaskRCNN.
@@ -66,7 +67,7 @@ def mask_rcnn(
             is wrong.
         RuntimeError: from timm: ``pretrained_backbone``, and there are no such weights.
     """
-    pyramid = _pyramid(backbone, pretrained_backbone, frozen, grad_checkpointing, backbone_kwargs)
+    pyramid = _pyramid(backbone, channels, pretrained_backbone, frozen, grad_checkpointing, backbone_kwargs)
     options = _options(backbone, image_size) | {"rpn_anchor_generator": _anchors(anchor_sizes)} | kwargs
     return _finished(MaskRCNN(pyramid, num_classes, **options), norm)
 
@@ -79,12 +80,13 @@ def faster_rcnn(
     norm: str = "live",
     frozen: Iterable[str] = (),
     anchor_sizes: Sequence[int] = ANCHOR_SIZES,
+    channels: int = 256,
     grad_checkpointing: bool = False,
     backbone_kwargs: Mapping[str, Any] | None = None,
     **kwargs: Any,
 ) -> FasterRCNN:
     """Torchvision's Faster R-CNN; arguments and errors as ``mask_rcnn``."""
-    pyramid = _pyramid(backbone, pretrained_backbone, frozen, grad_checkpointing, backbone_kwargs)
+    pyramid = _pyramid(backbone, channels, pretrained_backbone, frozen, grad_checkpointing, backbone_kwargs)
     options = _options(backbone, image_size) | {"rpn_anchor_generator": _anchors(anchor_sizes)} | kwargs
     return _finished(FasterRCNN(pyramid, num_classes, **options), norm)
 
@@ -97,17 +99,18 @@ def retinanet(
     norm: str = "live",
     frozen: Iterable[str] = (),
     anchor_sizes: Sequence[int] = ANCHOR_SIZES,
+    channels: int = 256,
     grad_checkpointing: bool = False,
     backbone_kwargs: Mapping[str, Any] | None = None,
     **kwargs: Any,
 ) -> RetinaNet:
     """Torchvision's RetinaNet, on strides 8 to 128; arguments and errors as ``mask_rcnn``."""
-    extra = LastLevelP6P7(CHANNELS, CHANNELS)
+    extra = LastLevelP6P7(channels, channels)
     pyramid = Pyramid(
         backbone,
         (8, 16, 32),
         extra,
-        CHANNELS,
+        channels,
         pretrained_backbone,
         frozen,
         grad_checkpointing,
@@ -128,6 +131,7 @@ DETECTORS: dict[str, Callable[..., nn.Module]] = {
 
 def _pyramid(
     backbone: str,
+    channels: int,
     pretrained: bool | Mapping[str, Tensor],
     frozen: Iterable[str],
     grad_checkpointing: bool,
@@ -135,7 +139,7 @@ def _pyramid(
 ) -> Pyramid:
     strides = (4, 8, 16, 32)
     return Pyramid(
-        backbone, strides, LastLevelMaxPool(), CHANNELS, pretrained, frozen, grad_checkpointing, **(kwargs or {})
+        backbone, strides, LastLevelMaxPool(), channels, pretrained, frozen, grad_checkpointing, **(kwargs or {})
     )
 
 

@@ -80,7 +80,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
         "--recipe",
         default="paper",
         metavar="NAME",
-        help="paper (130k steps of 256 at 1024 px) or overfit (%(default)s)",
+        help="paper (130k steps of 256 at 1024 px), overfit, or a .json file of fields (%(default)s)",
     )
     add("--steps", type=_count, metavar="N", help="(the recipe's, as all that follow)")
     add("--batch-size", "-b", type=_count, metavar="N", help="images of a pass in each process")

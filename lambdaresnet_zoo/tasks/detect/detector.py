@@ -34,6 +34,8 @@ class DetectorConfig:
     image_size: int
     anchor_sizes: tuple[int, ...]
     backbone_kwargs: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
+    """Further options of ``mask_rcnn``, torchvision's among them."""
 
     @property
     def has_masks(self) -> bool:
@@ -62,6 +64,7 @@ def build(config: DetectorConfig, pretrained: bool | Mapping[str, Tensor] = Fals
             config.image_size,
             anchor_sizes=config.anchor_sizes,
             backbone_kwargs=config.backbone_kwargs,
+            **config.options,
             **options,
         )
     except (ValueError, RuntimeError, TypeError) as error:

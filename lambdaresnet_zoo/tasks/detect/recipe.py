@@ -1,11 +1,14 @@
 """Recipes of detection training, as data."""
 
-from dataclasses import dataclass, field
+import json
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any
 
 from ...detection.models import ANCHOR_SIZES
+from ...errors import UserError, first_line
 
-__all__ = ["RECIPES", "Recipe"]
+__all__ = ["RECIPES", "Recipe", "read_recipe"]
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ class Recipe:
     """Batch norm: live, frozen or sync."""
     anchor_sizes: tuple[int, ...] = ANCHOR_SIZES
     options: dict[str, Any] = field(default_factory=dict)
-    """Of torchvision's class in training: its sampling."""
+    """Further options of the detector: torchvision's, or ``channels``."""
 
 
 RECIPES: dict[str, Recipe] = {
@@ -72,3 +75,29 @@ RECIPES: dict[str, Recipe] = {
         },
     ),
 }
+
+
+def read_recipe(name: str) -> Recipe:
+    """A recipe by name, or from a JSON file.
+
+    Args:
+        name: in RECIPES, or a file with fields of ``Recipe``, and in ``base`` the recipe that gives
+            the others (the paper's).
+
+    Raises:
+        UserError: neither, or the file holds something else.
+    """
+    if name in RECIPES:
+        return RECIPES[name]
+    if not name.endswith(".json"):
+        raise UserError(f"unknown recipe '{name}'; there are {', '.join(RECIPES)}, or give a .json file")
+    try:
+        given = json.loads(Path(name).read_text(encoding="utf-8"))
+        base = RECIPES[given.pop("base", "paper")]
+    except (OSError, ValueError, AttributeError, KeyError) as error:
+        raise UserError(f"{name} is no recipe: {type(error).__name__}: {first_line(error)}") from error
+    known = {entry.name for entry in fields(Recipe)}
+    unknown = [key for key in given if key not in known]
+    if unknown:
+        raise UserError(f"{name}: a recipe has no '{unknown[0]}'; it has {', '.join(sorted(known))}")
+    return replace(base, **{key: tuple(value) if isinstance(value, list) else value for key, value in given.items()})

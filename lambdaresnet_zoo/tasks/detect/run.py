@@ -16,7 +16,7 @@ from ..checkpoints import LAST
 from ..processes import SharedError, gather, take_part, together
 from .data import CocoData, check_images, read_coco
 from .detector import DetectorConfig, build, load_detector, save_detector, write_config
-from .recipe import RECIPES, Recipe
+from .recipe import Recipe, read_recipe
 from .report import report, write_report
 from .samples import Samples
 from .score import detect, score, write_results
@@ -155,9 +155,7 @@ def resolve_recipe(options: TrainOptions, processes: int) -> Recipe:
     Raises:
         UserError: unknown recipe, or a batch that does not divide.
     """
-    if options.recipe not in RECIPES:
-        raise UserError(f"unknown recipe '{options.recipe}'; there are {', '.join(RECIPES)}")
-    recipe = RECIPES[options.recipe]
+    recipe = read_recipe(options.recipe)
     names = ("steps", "image_size", "opt", "lr", "weight_decay", "warmup_steps", "clip_grad", "norm")
     given = {name: value for name in names if (value := getattr(options, name)) is not None}
     parts = processes * options.grad_accum_steps
@@ -205,6 +203,7 @@ def _prepare(
         recipe.image_size,
         recipe.anchor_sizes,
         dict(options.model_kwargs),
+        recipe.options,
     )
     norm = recipe.norm
     if norm == "sync" and (processes == 1 or device.type == "cpu"):
@@ -218,7 +217,6 @@ def _prepare(
         norm=norm,
         frozen=options.freeze,
         grad_checkpointing=options.grad_checkpointing,
-        **recipe.options,
     ).to(device)
     run = {
         "detector": config.kind,

@@ -1,10 +1,15 @@
 """Small COCO-format data: rectangles on a grey ground, categories whose ids have gaps."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
 from pycocotools import mask as run_lengths
+
+# A narrow pyramid and few regions, which would take most of the time.
+TINY = str(Path(__file__).with_name("tiny.json"))
+TINY_RUN = ("--backbone", "test_lambdaresnet", "--recipe", TINY, "--workers", "0")
 
 CATEGORIES = [{"id": 7, "name": "red"}, {"id": 3, "name": "blue"}]
 COLORS = {7: (200, 40, 40), 3: (40, 40, 200)}

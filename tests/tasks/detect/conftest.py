@@ -6,8 +6,6 @@ from coco_sets import write_set
 
 DATA = Path(os.environ.get("LAMBDARESNET_ZOO_DATA", Path(__file__).parents[3].parent / "shared" / "data"))
 
-TINY_RUN = ("--backbone", "test_lambdaresnet", "--recipe", "overfit", "--image-size", "96", "--workers", "0")
-
 
 @pytest.fixture(scope="session")
 def coco(tmp_path_factory):

@@ -6,9 +6,8 @@ import json
 import numpy as np
 import pytest
 import torch
-from coco_sets import rectangle, write_set
+from coco_sets import TINY_RUN, rectangle, write_set
 from command import one_line
-from conftest import TINY_RUN
 from PIL import Image
 from pycocotools.coco import COCO
 

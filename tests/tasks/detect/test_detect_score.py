@@ -6,9 +6,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from coco_sets import COLORS, write_set
+from coco_sets import COLORS, TINY_RUN, write_set
 from command import one_line
-from conftest import TINY_RUN
 from PIL import Image
 from pycocotools import mask as run_lengths
 from pycocotools.coco import COCO

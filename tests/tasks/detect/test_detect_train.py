@@ -5,16 +5,18 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from coco_sets import TINY_RUN
 from command import one_line
-from conftest import TINY_RUN
 from safetensors.torch import load_file
 
+from lambdaresnet_zoo.errors import UserError
 from lambdaresnet_zoo.tasks.detect import train as training
-from lambdaresnet_zoo.tasks.detect.recipe import RECIPES
+from lambdaresnet_zoo.tasks.detect.recipe import RECIPES, read_recipe
 from lambdaresnet_zoo.tasks.detect.run import TrainOptions, resolve_recipe
 from lambdaresnet_zoo.weights.files import read_rows
 
@@ -29,6 +31,16 @@ def test_the_papers_recipe():
     half = resolve_recipe(TrainOptions("a", "b", batch_size=16, grad_accum_steps=2), processes=4)
     assert (half.batch_size, half.lr) == (128, 0.16)
     assert resolve_recipe(TrainOptions("a", "b", batch_size=16, lr=0.1), processes=4).lr == 0.1
+
+
+def test_a_recipe_from_a_file(tmp_path):
+    path = tmp_path / "mine.json"
+    path.write_text('{"base": "overfit", "steps": 9, "scale": [0.5, 1.5]}')
+    assert read_recipe(str(path)) == replace(RECIPES["overfit"], steps=9, scale=(0.5, 1.5))
+    for text, message in (("{", "is no recipe"), ('{"base": "x"}', "is no recipe"), ('{"stops": 1}', "has no 'stops'")):
+        path.write_text(text)
+        with pytest.raises(UserError, match=message):
+            read_recipe(str(path))
 
 
 def test_the_rate_rises_and_falls(command, coco, tmp_path):
@@ -157,7 +169,7 @@ def test_ctrl_c_says_how_to_go_on(command, coco, tmp_path, monkeypatch):
     [
         (("--backbone", "lambdaresnet26rpt_256"), ("global scope", "lambdaresnet26t")),
         (("--backbone", "nothing"), ("unknown model 'nothing'",)),
-        (("--recipe", "none"), ("unknown recipe 'none'; there are paper, overfit",)),
+        (("--recipe", "none"), ("unknown recipe 'none'; there are paper, overfit, or give",)),
         (("--freeze", "c9"), ("it has stem, c2, c3, c4, c5",)),
         (("--pretrained",), ("no public weights",)),
         (("--initial-checkpoint", "nowhere.pt"), ("nowhere.pt",)),
