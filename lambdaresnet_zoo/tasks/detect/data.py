@@ -21,7 +21,7 @@ from ..images import image_problem, open_image
 if TYPE_CHECKING:
     from pycocotools.coco import COCO
 
-__all__ = ["CocoData", "check_images", "read_coco"]
+__all__ = ["CocoData", "check_images", "need_pycocotools", "object_mask", "read_coco"]
 
 WORKERS = 8  # threads that decode images for the check
 SHOWN = 10
@@ -92,10 +92,9 @@ def read_coco(
         UserError: pycocotools is missing, the file is not COCO's format, or something in it is wrong;
             the message names file and id.
     """
-    try:
-        from pycocotools.coco import COCO
-    except ImportError as error:
-        raise UserError('detection data needs pycocotools: pip install "lambdaresnet-zoo[detection]"') from error
+    need_pycocotools()
+    from pycocotools.coco import COCO
+
     path, folder = Path(path), Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder of images; check the name")
@@ -128,6 +127,14 @@ def read_coco(
         coco.createIndex()
     names = {number: str(categories[number]["name"]) for number in sorted(categories)}
     return CocoData(path, folder, coco, chosen, names)
+
+
+def need_pycocotools() -> None:
+    """Raise UserError where pycocotools, which an extra brings, is not installed."""
+    try:
+        import pycocotools  # noqa: F401
+    except ImportError as error:
+        raise UserError('detect needs pycocotools: pip install "lambdaresnet-zoo[detection]"') from error
 
 
 def check_images(data: CocoData, ids: Iterable[int], skip_bad: bool, progress: bool) -> list[int]:

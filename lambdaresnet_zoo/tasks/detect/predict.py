@@ -19,6 +19,7 @@ from ...errors import UserError
 from ...weights.files import write_whole
 from ..images import find_images, image_problem, open_image
 from ..processes import take_part
+from .data import need_pycocotools
 from .detector import load_detector
 from .score import Detection, coco_results
 
@@ -53,6 +54,7 @@ def predict(options: PredictOptions) -> int:
     Raises:
         UserError: the detector cannot be used.
     """
+    need_pycocotools()
     output = Path(options.output)
     if output.exists() and not output.is_dir():
         raise UserError(f"{output} is no folder; give another --output")

@@ -117,7 +117,9 @@ def train(options: TrainOptions) -> int:
                 row = _measure(training.model, validation, options, device, process, processes, options.batch_size)
                 if not process:
                     write_report(output / "results.csv", {"step": step, **row})
-                    print(report(row, training_title(options, step), len(validation.ids)))
+                    title = f"{options.detector} on {options.backbone}, step {step}"
+                    beside = options.backbone if is_coco_val(validation) else ""
+                    print(report(row, title, len(validation.ids), beside))
 
         try:
             finished = training.finish(options.eval_steps, evaluate)
@@ -142,11 +144,6 @@ def train(options: TrainOptions) -> int:
         if not (options.eval_steps and training.step % options.eval_steps == 0):
             evaluate(training.step)
         return 0
-
-
-def training_title(options: TrainOptions, step: int) -> str:
-    """Of a report during training."""
-    return f"{options.detector} on {options.backbone}, step {step}"
 
 
 def resolve_recipe(options: TrainOptions, processes: int) -> Recipe:

@@ -107,7 +107,13 @@ class Training:
         self.step = self.saved = state["step"]
 
     def save(self) -> None:
-        """Write the checkpoint; the first process alone does."""
+        """Write the checkpoint; the first process alone does.
+
+        Raises:
+            Diverged: the weights are no numbers any more.
+        """
+        if not all(bool(parameter.isfinite().all()) for parameter in self.model.parameters()):
+            raise Diverged(f"the weights are no numbers after step {self.step}; {self._last_good()}")
         if not self.loop.process:
             state = {
                 **self.run,
@@ -154,8 +160,7 @@ class Training:
                 losses = self._step(network, batches)
                 total, stopping = self._agree(sum(losses.values()), stop.requested)
                 if not math.isfinite(total):
-                    good = f"step {self.saved} in {self.checkpoint}" if self.saved else "none yet"
-                    raise Diverged(f"the loss is {total} at step {step + 1}; the last good checkpoint: {good}")
+                    raise Diverged(f"the loss is {total} at step {step + 1}; {self._last_good()}")
                 self.step = step + 1
                 bar.set_postfix(loss=f"{total:.3f}")
                 if self.step % loop.log_steps == 0 and not loop.process:
@@ -165,9 +170,17 @@ class Training:
                 if stopping and self.step < recipe.steps:
                     return False
                 if evaluate and every and self.step % every == 0:
+                    self.share_statistics()
                     evaluate(self.step)
                     network.train()
+        self.share_statistics()
         return True
+
+    def share_statistics(self) -> None:
+        """Give every process the first one's batch norm statistics, which are those that are saved."""
+        if self.loop.processes > 1:
+            for statistics in self.model.buffers():
+                torch.distributed.broadcast(statistics, 0)
 
     def _step(self, network: nn.Module, batches: Iterator[Any]) -> dict[str, float]:
         """Gradients of the step's passes, then the update unless they are no numbers; the mean losses."""
@@ -198,6 +211,9 @@ class Training:
         values = torch.tensor([total, float(stopping)], device=self.loop.device)
         torch.distributed.all_reduce(values)
         return float(values[0]) / self.loop.processes, bool(values[1] > 0)
+
+    def _last_good(self) -> str:
+        return f"the last good checkpoint: {f'step {self.saved} in {self.checkpoint}' if self.saved else 'none yet'}"
 
     def _batches(self) -> Iterator[Any]:
         loop, recipe = self.loop, self.recipe

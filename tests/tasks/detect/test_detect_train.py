@@ -129,6 +129,21 @@ def test_a_loss_that_is_no_number_stops_with_the_last_good_checkpoint(command, c
     assert torch.load(tmp_path / "last.pt", weights_only=True)["step"] == 2
 
 
+def test_weights_that_are_no_numbers_are_not_saved(command, coco, tmp_path, monkeypatch):
+    real = training.Training._step
+
+    def step(self, *args):
+        losses = real(self, *args)
+        if self.step == 3:
+            next(self.model.parameters()).data.fill_(math.nan)
+        return losses
+
+    monkeypatch.setattr(training.Training, "_step", step)
+    status, _, err = command(*ARGUMENTS, *coco, "--steps", 6, "--output", tmp_path, "--checkpoint-steps", 2)
+    good = f"the last good checkpoint: step 2 in {tmp_path / 'last.pt'}"
+    assert (status, err) == (1, [f"error: the weights are no numbers after step 4; {good}"])
+
+
 def test_weights_do_not_take_a_loss_that_is_no_number(coco, tmp_path, command, monkeypatch):
     """The network's own loss is NaN: no update is made with it."""
     from torchvision.models.detection import roi_heads
