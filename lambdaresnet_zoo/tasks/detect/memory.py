@@ -80,7 +80,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--one", nargs=2, metavar=("BACKBONE", "MODE"), help="measure in this process, write JSON")
     options = parser.parse_args(arguments)
     if options.one:
-        print(json.dumps(measure(*options.one, options.size)))
+        backbone, mode = options.one
+        print(json.dumps(measure(backbone, mode, options.size)))
         return 0
     rows = []
     for backbone, mode in tqdm([(backbone, mode) for backbone in BACKBONES for mode in MODES]):

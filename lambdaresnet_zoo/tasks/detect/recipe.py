@@ -100,4 +100,5 @@ def read_recipe(name: str) -> Recipe:
     unknown = [key for key in given if key not in known]
     if unknown:
         raise UserError(f"{name}: a recipe has no '{unknown[0]}'; it has {', '.join(sorted(known))}")
-    return replace(base, **{key: tuple(value) if isinstance(value, list) else value for key, value in given.items()})
+    changes: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
+    return replace(base, **changes)

@@ -78,7 +78,7 @@ class Samples(Dataset[Sample]):
         boxes[:, 2:] += boxes[:, :2]
         target: dict[str, Any] = {
             "boxes": v2.functional.clamp_bounding_boxes(
-                tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=(height, width))  # type: ignore[call-overload]
+                tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=(height, width))
             ),
             "labels": torch.tensor([self.labels[found["category_id"]] for found in objects], dtype=torch.int64),
         }
