@@ -53,7 +53,7 @@ RECIPES: dict[str, Recipe] = {
     "paper": Recipe(),
     # A few images until they are known by heart: no augmentation, small anchors, few regions a step.
     "overfit": Recipe(
-        steps=700,
+        steps=480,
         batch_size=2,
         image_size=320,
         scale=(1.0, 1.0),

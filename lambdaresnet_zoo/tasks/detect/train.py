@@ -80,6 +80,7 @@ class Training:
             decay_rate=recipe.decay_rate,
             warmup_t=recipe.warmup_steps,
             warmup_lr_init=0.0,
+            warmup_prefix=False,
             t_in_epochs=False,
         )
         self.half = getattr(torch, loop.amp_dtype) if loop.amp_dtype else torch.float32
