@@ -11,6 +11,10 @@ from torchvision.models.detection import FasterRCNN, MaskRCNN, RetinaNet
 from lambdaresnet_zoo.detection import DETECTORS, complexity, faster_rcnn, mask_rcnn, retinanet
 
 TINY = "test_lambdaresnet"
+NARROW = {
+    "channels": 16, "rpn_post_nms_top_n_train": 50, "rpn_post_nms_top_n_test": 50, "box_batch_size_per_image": 16,
+    "box_detections_per_img": 10,
+}  # fmt: skip
 KINDS = [("mask_rcnn", MaskRCNN), ("faster_rcnn", FasterRCNN), ("retinanet", RetinaNet)]
 
 
@@ -58,7 +62,7 @@ def test_equal_to_torchvisions_own():
 @pytest.mark.parametrize(("kind", "own"), KINDS)
 def test_each_learns_and_detects(kind, own):
     torch.manual_seed(0)
-    model = DETECTORS[kind](TINY, 3, image_size=128)
+    model = DETECTORS[kind](TINY, 3, image_size=128, **NARROW)
     assert type(model) is own
     losses = model(images(), targets(kind == "mask_rcnn"))
     sum(losses.values()).backward()
@@ -147,7 +151,7 @@ def test_checkpointing_changes_no_gradient():
     gradients = []
     for checkpointed in (False, True):
         torch.manual_seed(0)
-        model = mask_rcnn(TINY, 3, image_size=96, grad_checkpointing=checkpointed)
+        model = mask_rcnn(TINY, 3, image_size=96, grad_checkpointing=checkpointed, **NARROW)
         torch.manual_seed(1)
         sum(model(images(), targets()).values()).backward()
         gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
