@@ -70,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
         ("published", _published, _add_published),
         ("plan", _plan, _add_plan),
         ("benchmark", _benchmark, _add_benchmark),
+        ("detect", _detect, _add_detect),
     ):
         summary = (run.__doc__ or "").splitlines()[0].rstrip(".")
         task = tasks.add_parser(name, help=summary[0].lower() + summary[1:], description=f"{summary}.")
@@ -281,6 +282,19 @@ def _benchmark(options: argparse.Namespace) -> int:
     from .tasks.benchmark.run import Options, run
 
     return run(Options(**{field.name: getattr(options, field.name) for field in fields(Options)}))
+
+
+def _add_detect(parser: argparse.ArgumentParser) -> None:
+    from .tasks.detect.command import add_arguments
+
+    add_arguments(parser)
+
+
+def _detect(options: argparse.Namespace) -> int:
+    """Train, validate and apply detectors on COCO-format data."""
+    from .tasks.detect.command import run
+
+    return run(options)
 
 
 def _conversion(options: argparse.Namespace) -> "Options":

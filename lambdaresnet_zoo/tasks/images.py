@@ -64,12 +64,13 @@ def _search(folder: str) -> list[Path]:
     ]
 
 
-def open_image(path: str | Path) -> Image.Image:
-    """Read an image as RGB, turned as its EXIF orientation says.
+def open_image(path: str | Path, upright: bool = True) -> Image.Image:
+    """Read an image as RGB.
 
     Args:
         path: a file in any format and mode that Pillow reads; of an animation the first frame.
             Transparency is dropped, 16 bits are scaled to 8.
+        upright: turn it as its EXIF orientation says.
 
     Raises:
         Exception: what Pillow's decoder raises on what is missing, damaged or no image: OSError,
@@ -79,7 +80,7 @@ def open_image(path: str | Path) -> Image.Image:
         # On odd metadata, and on large images well before they become an error.
         warnings.simplefilter("ignore")
         with Image.open(path) as image:
-            return _rgb(ImageOps.exif_transpose(image))
+            return _rgb(ImageOps.exif_transpose(image) if upright else image)
 
 
 def _rgb(image: Image.Image) -> Image.Image:

@@ -13,7 +13,6 @@ import argparse
 import platform
 import sys
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +24,10 @@ from timm.utils import ModelEmaV3
 from torch import nn
 from tqdm import tqdm
 
-from ..errors import first_line
+from ..errors import UserError, first_line
 from ..weights.files import read_rows, write_rows, write_whole
 from ..weights.folder import save_weights
+from .checkpoints import LAST, check_run, read_state, write_state
 from .cifar10 import Split, accuracy, augment, normalize, read_split
 
 __all__ = ["add_arguments", "main", "train"]
@@ -63,11 +63,11 @@ def main(arguments: list[str] | None = None) -> int:
             tests["top1_lossless"] = read_split(options.lossless, "test")
         device = torch.device(options.device)
         row = train(options.model, train_split, tests, options.output, options.epochs, options.seed, device)
-    except (OSError, ImportError, ValueError, RuntimeError) as error:
+    except (OSError, ImportError, ValueError, RuntimeError, UserError) as error:
         print(f"error: {first_line(error)}", file=sys.stderr)
         return 2
     except FloatingPointError as error:
-        print(f"error: {error}; {options.output / 'last.pt'} is the last good epoch", file=sys.stderr)
+        print(f"error: {error}; {options.output / LAST} is the last good epoch", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted: run the same command to continue from the last finished epoch", file=sys.stderr)
@@ -94,7 +94,8 @@ def train(
         The row of the result: model, parameters, epochs, seed, top-1 figures, seconds, environment.
 
     Raises:
-        ValueError: no epoch or not one whole batch to train on, or ``output`` holds another run.
+        ValueError: no epoch or not one whole batch to train on.
+        UserError: ``output`` holds another run, or a damaged one.
         FloatingPointError: the loss is NaN.
     """
     if epochs < 1 or len(split.labels) < BATCH_SIZE:
@@ -117,15 +118,12 @@ def train(
     half = torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float16
     scaler = torch.amp.GradScaler(device.type, enabled=device.type == "cuda" and half is torch.float16)
 
-    checkpoint = output / "last.pt"
+    run = {"model_name": name, "epochs": epochs, "seed": seed}
+    checkpoint = output / LAST
     first, seconds = 0, 0.0
     if checkpoint.exists():
-        state = torch.load(checkpoint, map_location=device, weights_only=True)
-        if (state["model_name"], state["epochs"], state["seed"]) != (name, epochs, seed):
-            raise ValueError(
-                f"{checkpoint} is of another run: {state['model_name']}, {state['epochs']} epochs, "
-                f"seed {state['seed']}; give another --output"
-            )
+        state = read_state(checkpoint, device)
+        check_run(checkpoint, state, run)
         model.load_state_dict(state["model"])
         ema.module.load_state_dict(state["ema"])
         optimizer.load_state_dict(state["optimizer"])
@@ -141,9 +139,7 @@ def train(
         )
         seconds += time.perf_counter() - start
         state = {
-            "model_name": name,
-            "epochs": epochs,
-            "seed": seed,
+            **run,
             "epoch": epoch + 1,
             "seconds": seconds,
             "model": model.state_dict(),
@@ -151,7 +147,7 @@ def train(
             "optimizer": optimizer.state_dict(),
             "scaler": scaler.state_dict(),
         }
-        write_whole(checkpoint, partial(torch.save, state))
+        write_state(checkpoint, state)
         _log(output / "log.csv", {"epoch": epoch + 1, "loss": round(loss, 4), "seconds": round(seconds, 1)})
 
     network = ema.module

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from lambdaresnet_zoo.errors import UserError
 from lambdaresnet_zoo.tasks import train_cifar10
 from lambdaresnet_zoo.tasks.cifar10 import augment, normalize, read_split
 
@@ -89,9 +90,9 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(data, tmp_path, monkeyp
 
 def test_another_run_in_the_folder_is_not_continued(data, tmp_path):
     run(data, tmp_path, epochs=1)
-    with pytest.raises(ValueError, match="is of another run: lambdaresnet32px, 1 epochs, seed 0; give another"):
+    with pytest.raises(UserError, match="is of another run: epochs 1 there, 2 here; give another"):
         run(data, tmp_path, epochs=2)
-    with pytest.raises(ValueError, match="is of another run"):
+    with pytest.raises(UserError, match="is of another run"):
         run(data, tmp_path, epochs=1, seed=1)
 
 

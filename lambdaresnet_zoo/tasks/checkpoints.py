@@ -1,0 +1,83 @@
+"""Checkpoints of a training run: written whole, read without running code, and on SIGTERM before the end.
+
+A run's folder holds one, ``last.pt``. What a run draws at random is to depend on its seed and its step
+alone, so no state of a generator is kept and a continued run ends as an uninterrupted one would.
+"""
+
+import signal
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from pickle import UnpicklingError
+from types import FrameType, TracebackType
+from typing import Any
+
+import torch
+
+from ..errors import UserError, first_line
+from ..weights.files import write_whole
+
+__all__ = ["LAST", "StopSignal", "check_run", "read_state", "write_state"]
+
+LAST = "last.pt"
+
+
+def write_state(path: Path, state: Mapping[str, Any]) -> None:
+    """Write a checkpoint; an interruption leaves the old one or the new one."""
+    write_whole(path, partial(torch.save, dict(state)))
+
+
+def read_state(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Read a checkpoint, its tensors on a device.
+
+    Raises:
+        UserError: it is missing, damaged, or no checkpoint.
+    """
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such checkpoint; check the name") from error
+    except (OSError, RuntimeError, UnpicklingError, EOFError) as error:
+        raise UserError(f"{path} cannot be read as a checkpoint: {first_line(error)}") from error
+    if not isinstance(state, dict):
+        raise UserError(f"{path} is no checkpoint of a training run")
+    return state
+
+
+def check_run(path: Path, state: Mapping[str, Any], run: Mapping[str, Any]) -> None:
+    """Check that a checkpoint is of the run that is to be continued.
+
+    Args:
+        path: of the checkpoint.
+        state: the checkpoint.
+        run: what must be equal in it.
+
+    Raises:
+        UserError: something is not; the message names all that is not.
+    """
+    other = [
+        f"{key} {state.get(key)} there, {value} here" for key, value in run.items() if state.get(key, None) != value
+    ]
+    if other:
+        raise UserError(f"{path} is of another run: {'; '.join(other)}; give another --output")
+
+
+class StopSignal:
+    """SIGTERM as a request: the loop asks ``requested`` after a step, saves and ends.
+
+    The handler that was there is put back at the end.
+    """
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._before: Any = None
+
+    def __enter__(self) -> "StopSignal":
+        self._before = signal.signal(signal.SIGTERM, self._request)
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        signal.signal(signal.SIGTERM, self._before)
+
+    def _request(self, number: int, frame: FrameType | None) -> None:
+        self.requested = True

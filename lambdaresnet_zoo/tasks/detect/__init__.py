@@ -1,0 +1,1 @@
+"""Detection on COCO-format data: train, validate, predict."""
