@@ -198,7 +198,7 @@ def features(shape: Shape, plan: Plan) -> dict[str, float]:
         }
     context = s.n if plan.order == "lambda" else _reach(s.height, s.rows) * _reach(s.width, s.columns)
     lambdas = s.batch * s.n * s.query_depth * s.value_depth
-    counts = {
+    counts: dict[str, float] = {
         "call": math.ceil(s.batch / plan.chunk),
         "product": lambdas * context * s.intra_depth,
         "lambda": lambdas,

@@ -172,7 +172,7 @@ def _time(case: tuple[int, int, int, int], device: str, training: bool) -> list[
     shape = Shape(batch, heads, k, v, 1, side, side, extent, extent)
     generator = torch.Generator().manual_seed(0)
     sizes = ((batch, heads, k, n), (batch, v, 1, n), (k, 1, extent, extent), (batch, k, v))
-    tensors = [torch.randn(size, generator=generator).to(device) for size in sizes]
+    queries, values, table, lambdas = (torch.randn(size, generator=generator).to(device) for size in sizes)
     gradient = torch.randn(batch, heads, v, n, generator=generator).to(device)
     timed = []
     found = candidates(shape, torch.float32, torch.device(device).type, training)
@@ -187,9 +187,9 @@ def _time(case: tuple[int, int, int, int], device: str, training: bool) -> list[
         for _ in range(SAMPLES + 1):
             _wait(device)
             start = time.perf_counter()
-            planned.run(plan, *tensors, side, side, cache=not training)
+            planned.run(plan, queries, values, table, lambdas, side, side, cache=not training)
             if training:
-                planned.gradients(plan, gradient, *tensors, side, side)
+                planned.gradients(plan, gradient, queries, values, table, lambdas, side, side)
             _wait(device)
             samples.append(time.perf_counter() - start)
         timed.append((plan, features(shape, plan), statistics.median(samples[1:])))
