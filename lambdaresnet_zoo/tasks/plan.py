@@ -84,12 +84,12 @@ def explain(
                 layer.register_forward_hook(_note(shapes, path, batch_size))
         channels, side = model.pretrained_cfg["input_size"][0], img_size or model.pretrained_cfg["input_size"][-1]
         model(torch.empty(1, channels, side, side, device="meta"))
-        for shape, layers in shapes.items():
-            print(f"{', '.join(layers)}: {shape.height}x{shape.width} positions, {shape.value_depth} values a head")
-            told = explain_plan(shape, getattr(torch, dtype), device, training, order, memory)
-            print("    " + told.replace("\n", "\n    "))
+        told = [explain_plan(shape, getattr(torch, dtype), device, training, order, memory) for shape in shapes]
     except (ValueError, RuntimeError) as error:
         raise UserError(f"'{name}' cannot be planned: {first_line(error)}") from error
+    for (shape, layers), text in zip(shapes.items(), told, strict=True):
+        print(f"{', '.join(layers)}: {shape.height}x{shape.width} positions, {shape.value_depth} values a head")
+        print("    " + text.replace("\n", "\n    "))
     if not shapes:
         print(f"{name} has no lambda layer with positions")
     return 0
