@@ -68,6 +68,8 @@ def _parser() -> argparse.ArgumentParser:
         ("convert", _convert, _add_convert),
         ("publish", _publish, _add_publish),
         ("published", _published, _add_published),
+        ("plan", _plan, _add_plan),
+        ("benchmark", _benchmark, _add_benchmark),
         ("detect", _detect, _add_detect),
     ):
         summary = (run.__doc__ or "").splitlines()[0].rstrip(".")
@@ -223,6 +225,65 @@ def _published(options: argparse.Namespace) -> int:
     return published.run(options.patterns, options.dataset, options.csv, options.json)
 
 
+def _add_plan(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--model", default=DEFAULT_MODEL, metavar="NAME", help="whose lambda layers are planned (%(default)s)")
+    add("--img-size", type=_count, metavar="N", help="pixels of the input (the model's)")
+    add("--batch-size", "-b", type=_count, default=8, metavar="N", help="images at once (%(default)s)")
+    add("--training", action="store_true", help="with the backward pass")
+    add("--device", default="cpu", help="cpu or cuda; it need not be there to plan (%(default)s)")
+    add("--dtype", default="float32", choices=["float32", "float16", "bfloat16"], help="(%(default)s)")
+    add("--order", default="auto", choices=["auto", "lambda", "query", "convolution", "kernel"], help="force one")
+    add("--memory", type=float, default=0.0, metavar="MIB", help="budget of scratch (the plan's own)")
+    add("--fit", type=Path, metavar="FILE", help="instead, time every order here and write the cost model, json")
+    add("--progress", action=argparse.BooleanOptionalAction, help="a progress bar (if stderr is a terminal)")
+
+
+def _plan(options: argparse.Namespace) -> int:
+    """Explain how a model's lambda layers are contracted, or fit the cost model to this machine."""
+    from .tasks import plan
+
+    if options.fit:
+        return plan.fit(options.fit, options.device, options.progress)
+    return plan.explain(
+        options.model.partition(".")[0],
+        options.img_size,
+        options.batch_size,
+        options.training,
+        options.device,
+        options.dtype,
+        options.order,
+        options.memory,
+    )
+
+
+def _add_benchmark(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("parts", nargs="*", metavar="PART", help="layer, model, growth, roofline (all)")
+    add("--device", default="", help="cpu, cuda, cuda:1, ... (a GPU if there is one)")
+    add("--amp", action="store_true", help="mixed precision by autocast")
+    add("--amp-dtype", default="bfloat16", choices=["float16", "bfloat16"], help="(%(default)s)")
+    add("--batch-size", "-b", type=_count, nargs="+", default=[], metavar="N", help="batches to measure (the part's)")
+    add("--shapes", nargs="+", default=[], metavar="DIM,SIZE,SCOPE", help="of the layer: 512,14,23 (a grid)")
+    add("--models", nargs="+", default=[], metavar="NAME@SIZE", help="or quoted patterns: 'lambdaresnet50@*' (all)")
+    add("--repeats", type=_count, default=7, metavar="N", help="rounds at most, each of all in turn (%(default)s)")
+    add("--threads", type=_count, metavar="N", help="of the CPU (torch's choice)")
+    add("--memory", type=_positive, default=8.0, metavar="GIB", help="that one pass may take on a CPU (%(default)s)")
+    add("--quick", action="store_true", help="a few shapes and batches: whether it runs, in about a minute")
+    add("--check", action="store_true", help="exit with 1 if a target of the project is missed")
+    add("--results", default="", metavar="PATH", help="a folder, or one part's .csv: add rows, skip finished ones")
+    add("--progress", action=argparse.BooleanOptionalAction, help="a progress bar (if stderr is a terminal)")
+
+
+def _benchmark(options: argparse.Namespace) -> int:
+    """Measure the layer and the networks beside others, in time and memory."""
+    from dataclasses import fields
+
+    from .tasks.benchmark.run import Options, run
+
+    return run(Options(**{field.name: getattr(options, field.name) for field in fields(Options)}))
+
+
 def _add_detect(parser: argparse.ArgumentParser) -> None:
     from .tasks.detect.command import add_arguments
 
@@ -260,6 +321,16 @@ def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of at least 1")
     return int(text)
+
+
+def _positive(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number above 0")
+    return value
 
 
 def _points(text: str) -> float:

@@ -32,6 +32,7 @@ COSTS = Path(__file__).with_name("costs.json")
 IMPLEMENTATIONS = ("lambda", "query", "convolution", "kernel")
 TILES = (1, 2, 4, 7, 8, 16)
 MIB = 2**20
+NOT_MEASURED = "not measured on this kind of device"
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,6 @@ class Plan:
         return f"{name}, {self.chunk} at once: {time}, {self.memory / MIB:.3g} MiB"
 
 
-@lru_cache(maxsize=4096)
 def make_plan(
     shape: Shape, dtype: torch.dtype, device: str, training: bool = False, order: str = "auto", memory: float = 0.0
 ) -> Plan:
@@ -96,13 +96,21 @@ def make_plan(
     Raises:
         ValueError: an unknown order, or a kernel that cannot serve.
     """
-    order = order if order != "auto" else os.environ.get("LAMBDARESNET_ZOO_IMPL", "") or "auto"
+    if order == "auto":
+        order = os.environ.get("LAMBDARESNET_ZOO_IMPL", "") or "auto"
     if order not in ("auto", *IMPLEMENTATIONS):
         raise ValueError(f"LAMBDARESNET_ZOO_IMPL must be one of {', '.join(IMPLEMENTATIONS)}, got {order!r}")
     if order == "kernel" and (reason := kernels.unavailable(torch.device(device), dtype)):
         raise ValueError(f"order='kernel' cannot be used: {reason}")
-    budget = _budget(device, memory)
-    found = [plan for plan in candidates(shape, dtype, device, training, memory) if order in ("auto", plan.order)]
+    return _pick(shape, dtype, training, order, _budget(device, memory), device, _costs_path())
+
+
+@lru_cache(maxsize=4096)
+def _pick(
+    shape: Shape, dtype: torch.dtype, training: bool, order: str, budget: float, device: str, costs: Path
+) -> Plan:
+    """Once for each shape; ``costs`` is named so that other costs are another plan."""
+    found = [plan for plan in candidates(shape, dtype, device, training, budget / MIB) if order in ("auto", plan.order)]
     if order == "auto":
         found = [plan for plan in found if not plan.note]
     fitting = [plan for plan in found if plan.memory <= budget]
@@ -126,7 +134,7 @@ def explain_plan(
     chosen = make_plan(shape, dtype, device, training, order, memory)
     forced = order if order != "auto" else os.environ.get("LAMBDARESNET_ZOO_IMPL", "")
     budget = _budget(device, memory)
-    costs = _costs().get(device) or _costs()["other"]
+    costs = _costs(device)
     lines = [f"{'training' if training else 'forward'} on {device}, costs {costs['measured']}", f"chosen: {chosen}"]
     for plan in sorted(candidates(shape, dtype, device, training, memory), key=lambda plan: plan.seconds):
         if plan == chosen:
@@ -149,7 +157,7 @@ def candidates(
     shape: Shape, dtype: torch.dtype, device: str, training: bool = False, memory: float = 0.0
 ) -> list[Plan]:
     """Every plan that is considered, with its predicted time and its memory."""
-    costs = _costs().get(device) or _costs()["other"]
+    costs = _costs(device)
     # Half precision is contracted in float32 on a CPU, which has no fast products of it.
     size = 4 if device == "cpu" else dtype.itemsize
     scratch = min(costs["scratch_mib"] * MIB, _budget(device, memory))
@@ -162,7 +170,7 @@ def candidates(
             note = ""
             if order == "kernel":
                 note = kernels.unavailable(torch.device(device), dtype)
-                note = note or ("" if coefficients else "not measured on this kind of device")
+                note = note or ("" if coefficients else NOT_MEASURED)
             seconds = math.inf if coefficients is None else _seconds(coefficients, features(shape, plan))
             plans.append(replace(plan, seconds=seconds, note=note))
     return plans
@@ -190,7 +198,7 @@ def features(shape: Shape, plan: Plan) -> dict[str, float]:
         }
     context = s.n if plan.order == "lambda" else _reach(s.height, s.rows) * _reach(s.width, s.columns)
     lambdas = s.batch * s.n * s.query_depth * s.value_depth
-    counts = {
+    counts: dict[str, float] = {
         "call": math.ceil(s.batch / plan.chunk),
         "product": lambdas * context * s.intra_depth,
         "lambda": lambdas,
@@ -258,12 +266,21 @@ def _reach(side: int, extent: int) -> int:
 
 def _budget(device: str, memory: float) -> float:
     given = memory or float(os.environ.get("LAMBDARESNET_ZOO_MEMORY", "") or 0)
-    return MIB * (given or (_costs().get(device) or _costs()["other"])["memory_mib"])
+    return MIB * (given or _costs(device)["memory_mib"])
 
 
-@lru_cache(maxsize=1)
-def _costs() -> dict[str, Any]:
-    path = Path(os.environ.get("LAMBDARESNET_ZOO_COSTS", "") or COSTS)
+def _costs_path() -> Path:
+    return Path(os.environ.get("LAMBDARESNET_ZOO_COSTS", "") or COSTS)
+
+
+def _costs(device: str) -> dict[str, Any]:
+    """Of a kind of device, or else those of any."""
+    costs = _read_costs(_costs_path())
+    return costs.get(device) or costs["other"]
+
+
+@lru_cache(maxsize=4)
+def _read_costs(path: Path) -> dict[str, Any]:
     try:
         costs: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

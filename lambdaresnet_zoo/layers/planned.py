@@ -163,9 +163,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _differentiate(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
-    *found, of_lambdas = contract_backward(
-        gradient, *ctx.saved_tensors, ctx.height, ctx.width, ctx.order, ctx.memory
-    )
+    *found, of_lambdas = contract_backward(gradient, *ctx.saved_tensors, ctx.height, ctx.width, ctx.order, ctx.memory)
     return *found, None if ctx.saved_tensors[3] is None else of_lambdas, None, None, None, None
 
 
@@ -285,9 +283,7 @@ def _plain_gradients(
     return of_queries, of_values, of_table, joined[2]
 
 
-def _kernel(
-    queries: Tensor, values: Tensor, table: Tensor, lambdas: Tensor | None, height: int, width: int
-) -> Tensor:
+def _kernel(queries: Tensor, values: Tensor, table: Tensor, lambdas: Tensor | None, height: int, width: int) -> Tensor:
     output = fused_position(queries, values.to(queries.dtype), table, height, width)
     return output if lambdas is None else output + lambdas.to(queries.dtype).transpose(1, 2).unsqueeze(1) @ queries
 
@@ -312,9 +308,7 @@ def _plan(
     return make_plan(shape, queries.dtype, device, training, order, memory)
 
 
-def _computed(
-    queries: Tensor, values: Tensor, lambdas: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor | None]:
+def _computed(queries: Tensor, values: Tensor, lambdas: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
     """In one dtype: on a CPU, half precision is contracted in float32, which is faster there and more exact."""
     dtype = torch.promote_types(queries.dtype, values.dtype)
     if queries.device.type == "cpu" and dtype in (torch.float16, torch.bfloat16):

@@ -93,9 +93,7 @@ def backward(
                 of_scores = queries.new_empty(images_at_once * heads, tiling.queries, context)
             torch.bmm(arriving.transpose(1, 2), repeated, out=of_scores)
             by_position = of_scores.transpose(0, 1)  # [N, bH, UM], no copy
-            grid.add_tiles(
-                query_maps, torch.bmm(by_position, block.transpose(1, 2)).permute(1, 2, 0), images, row
-            )
+            grid.add_tiles(query_maps, torch.bmm(by_position, block.transpose(1, 2)).permute(1, 2, 0), images, row)
             of_block.baddbmm_(q.transpose(1, 2), by_position)
             scores = _scores(scores, q, block)
             by_head = scores.view(tiling.queries, images_at_once, heads, context)
@@ -183,13 +181,14 @@ def _around(axis: Axis, short: int) -> tuple[int, int]:
 
 def _blocks(table: Tensor, tiling: Tiling, dtype: torch.dtype, cache: bool) -> Iterator[tuple[int, Tensor]]:
     """Rows of tiles, each with its embeddings [N, K, U * M]."""
-    if not tiling.shared:
-        for row in range(tiling.y.tiles):
-            yield row, embeddings(table.to(dtype), tiling, row)
-        return
-    block = cached_embeddings(table, tiling, dtype) if cache else embeddings(table.to(dtype), tiling)
+    build = cached_embeddings if cache else _embeddings
+    block = build(table, tiling, dtype)
     for row in range(tiling.y.tiles):
-        yield row, block
+        yield row, block if tiling.shared or not row else build(table, tiling, dtype, row)
+
+
+def _embeddings(table: Tensor, tiling: Tiling, dtype: torch.dtype, row: int = 0) -> Tensor:
+    return embeddings(table.to(dtype), tiling, row)
 
 
 def _scores(buffer: Tensor, queries: Tensor, block: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 __all__ = ["Axis", "Tiling", "cached_embeddings", "embeddings", "embeddings_backward", "make_axis"]
@@ -137,31 +137,31 @@ class _Kept:
 
     def __init__(self, table: Tensor) -> None:
         self.table = table.detach().clone()
-        self.blocks: OrderedDict[tuple[Tiling, torch.dtype], Tensor] = OrderedDict()
+        self.blocks: OrderedDict[tuple[Tiling, torch.dtype], dict[int, Tensor]] = OrderedDict()
 
 
 _KEPT = WeakTensorKeyDictionary()
 _LOCK = threading.Lock()
 
 
-def cached_embeddings(table: Tensor, tiling: Tiling, dtype: torch.dtype) -> Tensor:
+def cached_embeddings(table: Tensor, tiling: Tiling, dtype: torch.dtype, row: int = 0) -> Tensor:
     """:func:`embeddings` in a dtype, built once for each tiling for as long as the table lives and stays as it is.
 
     Nothing of it is in a module, so it is neither saved, copied nor moved. The table is compared with what the
     embeddings were made of, so no edit is missed, not even one through ``.data``. That comparison waits for the
     device, so on others than the CPU, which build them fast, nothing is kept; nor inside a compiled graph.
     """
-    if table.device.type != "cpu" or torch.compiler.is_compiling():
-        return embeddings(table.to(dtype), tiling)
+    if type(table) not in (Tensor, nn.Parameter) or table.device.type != "cpu" or torch.compiler.is_compiling():
+        return embeddings(table.to(dtype), tiling, row)
     key = (Tiling(tiling.y, tiling.x, 0), dtype)
     with _LOCK:
         kept = _KEPT.get(table)
         if kept is None or kept.table.dtype != table.dtype or not torch.equal(kept.table, table):
             kept = _KEPT[table] = _Kept(table)
-        block = kept.blocks.get(key)
-        if block is None:
-            block = kept.blocks[key] = embeddings(table.detach().to(dtype), tiling)
+        blocks = kept.blocks.setdefault(key, {})
+        if row not in blocks:
+            blocks[row] = embeddings(table.detach().to(dtype), tiling, row)
         kept.blocks.move_to_end(key)
         while len(kept.blocks) > CACHED_SIZES:
             kept.blocks.popitem(last=False)
-    return block
+        return blocks[row]

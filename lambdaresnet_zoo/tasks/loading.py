@@ -17,7 +17,7 @@ from ..registry import check_name, list_models
 from ..weights import hub
 from ..weights.reading import check_values, read_checkpoint
 
-__all__ = ["SOURCES", "label_names", "load_model"]
+__all__ = ["HUB_SOURCES", "SOURCES", "label_names", "load_model"]
 
 HUB_SOURCES = ("hf-hub:", "hf_hub:")
 SOURCES = (*HUB_SOURCES, "local-dir:")  # timm's own prefixes, for weights of one's own

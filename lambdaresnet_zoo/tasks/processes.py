@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -13,6 +14,9 @@ __all__ = ["SharedError", "gather", "take_part", "together"]
 
 T = TypeVar("T")
 
+PATIENCE = timedelta(days=7)  # torch's own is minutes; one process may have all the shards, and the others wait
+_patient: Any = None  # the group that waits so long, on CPUs; None for that of torch.distributed itself
+
 
 class SharedError(UserError):
     """An error that every process has raised; the first one is to tell it."""
@@ -21,6 +25,7 @@ class SharedError(UserError):
 @contextmanager
 def take_part(device: str) -> Iterator[tuple[torch.device, int, int]]:
     """Device, number of this process and of all; sets up torch.distributed under torchrun."""
+    global _patient
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         torch.device(device)
@@ -31,11 +36,13 @@ def take_part(device: str) -> Iterator[tuple[torch.device, int, int]]:
         return
     try:
         found = init_distributed_device_so(device)
+        _patient = torch.distributed.new_group(backend="gloo", timeout=PATIENCE)
     except (AssertionError, RuntimeError, ValueError) as error:
         raise UserError(f"device '{device}' cannot be used by these processes: {first_line(error)}") from error
     try:
         yield torch.device(found["device"]), found["global_rank"], found["world_size"]
     finally:
+        _patient = None
         torch.distributed.destroy_process_group()
 
 
@@ -45,7 +52,7 @@ def gather(value: T) -> list[T]:
     if not (distributed.is_available() and distributed.is_initialized()):
         return [value]
     values: list[Any] = [None] * distributed.get_world_size()
-    distributed.all_gather_object(values, value)
+    distributed.all_gather_object(values, value, group=_patient)
     return values
 
 

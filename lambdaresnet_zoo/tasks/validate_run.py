@@ -16,8 +16,9 @@ from torch import nn
 
 from ..errors import UserError
 from ..registry import list_models
+from ..weights import hub
 from ..weights.shipped import digest
-from .loading import SOURCES, load_model
+from .loading import HUB_SOURCES, SOURCES, load_model
 from .processes import SharedError, take_part, together
 from .validate import Loading, Measurement, Precision, measure, resolve_input
 from .validation_classes import Classes, check_real, identify, match_classes, read_real_labels, read_valid_labels
@@ -154,7 +155,7 @@ def _one(
         SharedError: it cannot begin, and all processes know.
         UserError: it cannot go on.
     """
-    key = _key(name, options)
+    key = together(partial(_key, name, options))
     finished = results.finished(key) if results and not options.per_class else None
     if finished:
         if not process:
@@ -226,7 +227,8 @@ def _row(
     if short:
         notes.append(f"the data declares {data.count} images and holds {found.seen + len(found.bad)}")
     if found.partial:
-        notes.append("interrupted: " + ("what this process had measured" if processes > 1 else "what was measured"))
+        part = f"the part of the first of {processes} processes alone, without the others' images"
+        notes.append(f"interrupted: {part if processes > 1 else 'what was measured'}")
     memory, what = peak_memory(device)
     low, high = wilson(found.top1, found.count)
     top1, top5 = (100 * right / max(1, found.count) for right in (found.top1, found.top5))
@@ -267,10 +269,23 @@ def _key(name: str, options: Options) -> dict[str, str]:
     folder = Path(name.removeprefix("local-dir:")).absolute() if name.startswith("local-dir:") else None
     return {
         "model": f"local-dir:{folder}" if folder else name,
-        "checkpoint": _content(str(folder / "model.safetensors") if folder else options.checkpoint),
+        "checkpoint": _content(str(folder / "model.safetensors") if folder else options.checkpoint)
+        or _hub_content(name),
         "data": data,
         "options": options.told(),
     }
+
+
+def _hub_content(name: str) -> str:
+    """The weights of a repository with the start of their digest, as a branch may move; empty for other names."""
+    if not name.startswith(HUB_SOURCES):
+        return ""
+    repo_id, _, revision = name.split(":", 1)[1].partition("@")
+    try:
+        path = hub.fetch(repo_id, revision=revision or None)
+    except hub.MissingFileError:
+        return ""  # under a name of its own; the model's config tells which
+    return f"{path.name}@{digest(path)[:12]}"
 
 
 def _content(value: Any) -> str:

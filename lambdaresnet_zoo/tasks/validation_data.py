@@ -97,6 +97,8 @@ def open_source(source: Source, process: int = 0, processes: int = 1, named: boo
 def _open(source: Source, kind: str, name: str, root: str, split: str) -> Any:
     if source.class_map and not Path(source.class_map).is_file():
         raise UserError(f"--class-map {source.class_map}: no such file; give a .txt with a class name a line")
+    if source.class_map and kind == "torch":  # timm would ignore it
+        raise UserError(f"--class-map does not go with --dataset {name}: give its folder with --data")
     if kind in ("folder", "tar", "tars"):
         return ImageDataset(root, reader=_labelled(source, kind, root, split))
     if kind == "wds":

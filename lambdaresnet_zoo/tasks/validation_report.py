@@ -11,6 +11,7 @@ from typing import Any
 
 import timm
 import torch
+from filelock import FileLock, Timeout
 from torch import Tensor
 
 from ..errors import UserError, first_line
@@ -44,6 +45,7 @@ MATCHED = "imagenetv2-matched-frequency"
 COUNTS = {"imagenet-1k": 50000, MATCHED: 10000}
 """Images of a data set."""
 COMPLETE = "complete"
+LOCKED = 60  # seconds to wait for another run that writes
 
 
 def wilson(correct: int, count: int) -> tuple[float, float]:
@@ -209,24 +211,28 @@ class Results:
         return next((row for row in self.rows if _same(row, key) and row["status"] == COMPLETE), None)
 
     def add(self, row: Mapping[str, Any]) -> None:
-        """Append a row, in place of one of the same run.
+        """Append a row, in place of one of the same run; of several runs that share the file, one after another.
 
         Raises:
             UserError: the file cannot be written.
         """
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(self.path.with_name(f".{self.path.name}.lock"), timeout=LOCKED):
+                self._add(row)
+        except (OSError, ValueError, csv.Error) as error:
+            reason = f"another run has locked it for {LOCKED} s" if isinstance(error, Timeout) else _reason(error)
+            raise UserError(f"--results {self.path} cannot be written: {reason}") from error
+
+    def _add(self, row: Mapping[str, Any]) -> None:
         if self.path.exists():
             self.rows = self._read()  # another run may have added its own
         self.rows = [*(old for old in self.rows if not _same(old, row)), {field: row[field] for field in FIELDS}]
-        try:
-            if self.path.suffix == ".csv":
-                write_rows(self.path, self.rows)
-            else:
-                text = json.dumps(self.rows, indent=2) + "\n"
-                write_whole(self.path, lambda path: path.write_text(text, encoding="utf-8"))
-        except OSError as error:
-            raise UserError(
-                f"--results {self.path} cannot be written: {error.strerror or first_line(error)}"
-            ) from error
+        if self.path.suffix == ".csv":
+            write_rows(self.path, self.rows)
+        else:
+            text = json.dumps(self.rows, indent=2) + "\n"
+            write_whole(self.path, lambda path: path.write_text(text, encoding="utf-8"))
 
     def _read(self) -> list[dict[str, Any]]:
         if self.path.suffix == ".csv":
@@ -235,6 +241,10 @@ class Results:
         if not isinstance(rows, list):
             raise ValueError("it holds no list of rows")
         return rows
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or first_line(error)
 
 
 def _same(row: Mapping[str, Any], key: Mapping[str, Any]) -> bool:

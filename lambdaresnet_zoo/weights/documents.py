@@ -11,6 +11,8 @@ from pathlib import Path
 import timm
 
 from ..registry import list_models
+from .benchmark_plot import draw, growth_plots, is_current
+from .benchmarks import GROWTH, benchmark_tables
 from .cards import CIFAR10, known_card
 from .files import read_rows
 from .folder import CARD, CODE, CONFIG, REMOTE_CODE, WEIGHTS, config_json, with_facts
@@ -26,7 +28,8 @@ def documents() -> dict[Path, str]:
     """Every generated file of the repository, by path, as it should read."""
     readme = ROOT / "README.md"
     text = readme.read_text()
-    for name, table in (("models", models_table()), ("weights", weights_table()), ("cifar10", results_table())):
+    tables = {"models": models_table(), "weights": weights_table(), "cifar10": results_table(), **benchmark_tables()}
+    for name, table in tables.items():
         begin, end = f"<!-- begin {name} -->\n", f"<!-- end {name} -->\n"
         head, rest = text.split(begin)
         text = head + begin + table + "\n" + end + rest.split(end)[1]
@@ -110,5 +113,9 @@ def main() -> int:
         path.parent.mkdir(parents=True, exist_ok=True)
         if not path.exists() or path.read_text() != text:
             path.write_text(text)
+            print(f"wrote {path.relative_to(ROOT)}", file=sys.stderr)
+    for path, rows in (growth_plots(GROWTH) if GROWTH.exists() else {}).items():
+        if not is_current(path, rows):
+            draw(rows, path)
             print(f"wrote {path.relative_to(ROOT)}", file=sys.stderr)
     return 0

@@ -109,24 +109,31 @@ def test_timms_names_of_data(validate, sets, kind):
     assert counts(row) == counts(expected) and row["count"] == str(COUNT)
 
 
-def torchrun(*arguments, processes=2):
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
-    command = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m", "lambdaresnet_zoo"]
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+VALIDATE = ("-m", "lambdaresnet_zoo", "validate", "--model", NAME, "--device", "cpu")
+
+
+def run_torch(*command):
     return subprocess.run(
-        [sys.executable, "-m", *command, "validate", "--model", NAME, "--device", "cpu", *map(str, arguments)],
-        env=environment, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+        [*TORCHRUN, *command], env=os.environ | ENVIRONMENT, capture_output=True, text=True, timeout=300
+    )
+
+
+def torchrun(*arguments):
+    return run_torch(*VALIDATE, *map(str, arguments))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["folder", "webdataset"])
+@pytest.mark.parametrize("kind", ["folder", "webdataset", "shard", "hfids"])
 def test_two_processes_count_each_image_once(validate, sets, checkpoint, tmp_path, kind):
-    """23 images by batches of 4; three shards, two processes with two workers each for webdataset."""
+    """23 images by batches of 4; three shards or one, two processes with two workers each for webdataset."""
     _, expected = validate("--data", sets("folder"))
-    workers = 0 if kind == "folder" else 2
+    workers = 2 if kind in ("webdataset", "shard") else 0
+    data = ["--dataset", f"hfids/{sets('parquet')}"] if kind == "hfids" else ["--data", sets(kind)]
     results, classes = tmp_path / "two.csv", tmp_path / "classes.csv"
     done = torchrun(
-        "--checkpoint", checkpoint, "--data", sets(kind), "--batch-size", 4, "--workers", workers,
+        "--checkpoint", checkpoint, *data, "--batch-size", 4, "--workers", workers,
         "--results", results, "--per-class", classes,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -140,20 +147,40 @@ def test_two_processes_count_each_image_once(validate, sets, checkpoint, tmp_pat
 
 
 @pytest.mark.slow
+def test_processes_wait_for_each_other(tmp_path):
+    """The one with all the shards may take longer than torch.distributed waits of itself, 2 s in this test."""
+    script = tmp_path / "wait.py"
+    script.write_text(
+        "import datetime, functools, time, torch\n"
+        "from lambdaresnet_zoo.tasks.processes import gather, take_part\n"
+        "start = torch.distributed.init_process_group\n"
+        "soon = datetime.timedelta(seconds=2)\n"
+        "torch.distributed.init_process_group = functools.partial(start, timeout=soon)\n"
+        "with take_part('cpu') as (device, process, processes):\n"
+        "    time.sleep(6 * process)\n"
+        "    print(gather(process))\n"
+    )
+    done = run_torch(str(script))
+    assert done.returncode == 0 and done.stdout.count("[0, 1]") == 2, done.stderr
+
+
+@pytest.mark.slow
 def test_what_stops_all_processes_is_told_once(checkpoint, tmp_path):
     done = torchrun("--checkpoint", checkpoint, "--data", tmp_path / "nowhere")
     assert done.returncode and done.stderr.count("no such file or folder") == 1 and not done.stdout
 
 
 @pytest.mark.slow
-def test_interrupting_prints_what_was_measured(checkpoint, tmp_path):
+@pytest.mark.parametrize("processes", [1, 2])
+def test_interrupting_prints_what_was_measured(checkpoint, tmp_path, processes):
+    """torchrun has an exit status of its own, 1, and tells the signal itself."""
     many = list(pictures()) * 120
     results = tmp_path / "rows.csv"
     process = subprocess.Popen(
-        [sys.executable, "-m", "lambdaresnet_zoo", "validate", "--model", NAME, "--checkpoint", str(checkpoint),
+        [*(TORCHRUN if processes > 1 else [sys.executable]), *VALIDATE, "--checkpoint", str(checkpoint),
          "--data", str(write("folder", tmp_path, many)), "--batch-size", "2", "--workers", "1", "--progress",
-         "--device", "cpu", "--results", str(results)],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])},
+         "--results", str(results)],
+        env=os.environ | ENVIRONMENT,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
     shown = ""
@@ -163,8 +190,9 @@ def test_interrupting_prints_what_was_measured(checkpoint, tmp_path):
         shown += character
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the workers get it too
     out, err = process.communicate(timeout=60)
-    assert process.returncode == 130, err
-    assert "[partial]" in out and "Traceback" not in err
+    assert process.returncode == (130 if processes == 1 else 1), err
+    assert out.count("[partial]") == 1 and ("Traceback" not in err or processes > 1)
+    assert ("the part of the first of 2 processes alone" in out) == (processes > 1)
     row = row_of(results)
     assert row["status"] == "partial" and 0 < int(row["count"]) < len(many)
 

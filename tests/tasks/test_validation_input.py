@@ -3,12 +3,15 @@
 import json
 import math
 import os
+import shutil
+import threading
 
 import pyarrow
 import pyarrow.parquet
 import pytest
 import timm
 from command import one_line
+from filelock import FileLock
 from safetensors.torch import save_file
 from timm.data import ImageNetInfo
 from validation_sets import (
@@ -25,9 +28,11 @@ from validation_sets import (
 )
 
 from lambdaresnet_zoo.errors import UserError
+from lambdaresnet_zoo.tasks import validation_report
 from lambdaresnet_zoo.tasks.validation_classes import Classes, check_real, identify, match_classes
 from lambdaresnet_zoo.tasks.validation_data import Source, open_source
-from lambdaresnet_zoo.tasks.validation_report import reference, wilson
+from lambdaresnet_zoo.tasks.validation_report import FIELDS, Results, reference, wilson
+from lambdaresnet_zoo.weights.files import read_rows
 
 NAME = "test_lambdaresnet"
 BASE = ("--workers", 0, "--device", "cpu")
@@ -365,3 +370,105 @@ def test_which_figure_is_published():
     assert reference("lambdaresnet32px", "cifar10", "cifar10", 500, 32) == {}
     assert reference("lambdaresnet32px", "cifar10", "cifar10", 10000, 64) == {}
     assert reference("lambdaresnet32px", "", "cifar10", 10000, 32) == {}  # weights of one's own
+
+
+@pytest.mark.parametrize("suffix", ["csv", "json"])
+def test_two_runs_that_share_a_file_lose_no_row(tmp_path, suffix):
+    """Each reads the file before the other has written; threads meet at the lock as processes do."""
+    path = tmp_path / f"rows.{suffix}"
+    writers = [Results(str(path)) for _ in range(8)]
+    together = threading.Barrier(len(writers))
+
+    def add(number):
+        together.wait()
+        for part in range(4):
+            writers[number].add(dict.fromkeys(FIELDS, "") | {"model": f"{number}-{part}"})
+
+    threads = [threading.Thread(target=add, args=(number,)) for number in range(len(writers))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(row["model"] for row in Results(str(path)).rows) == [f"{n}-{m}" for n in range(8) for m in range(4)]
+
+
+def test_a_file_that_is_locked_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(validation_report, "LOCKED", 0.2)
+    path = tmp_path / "rows.csv"
+    with FileLock(tmp_path / ".rows.csv.lock"), pytest.raises(UserError, match=r"rows.csv .* locked it for 0.2 s"):
+        Results(str(path)).add(dict.fromkeys(FIELDS, ""))
+    assert not path.exists()
+
+
+def test_weights_of_the_hub_are_known_by_their_content(hub, checkpoint, command, tmp_path, rows):
+    """A branch that moves is another run; the same weights, by whatever revision, are the same."""
+    labels = tmp_path / "labels.txt"
+    labels.write_text("\n".join(NAMES))
+    folder = tmp_path / "saved"
+    assert command("convert", checkpoint, folder, "--labels", labels, "--license", "mit")[0] == 0
+    files = {path.name: path for path in folder.iterdir() if path.is_file()}
+    hub.add("me/net", files)
+    base = ("validate", "--model", "hf-hub:me/net", *BASE, "--data", write("folder", tmp_path, rows))
+    base += ("--results", tmp_path / "rows.csv")
+    assert command(*base)[0] == 0
+    assert "finished in" in command(*base)[1][0]
+    other = timm.create_model(NAME, num_classes=len(NAMES))
+    save_file(other.state_dict(), tmp_path / "other.safetensors")
+    shutil.rmtree(folder)
+    assert command("convert", tmp_path / "other.safetensors", folder, "--labels", labels, "--license", "mit")[0] == 0
+    hub.add("me/net", files)
+    status, out, err = command(*base)
+    assert status == 0 and "finished in" not in out[0], err
+    first, second = read_rows(tmp_path / "rows.csv")
+    assert first["loss"] != second["loss"] and first["checkpoint"] != second["checkpoint"]
+    one_line(command(*base[:2], "hf-hub:me/nothing", *base[3:]), "me/nothing")
+
+
+def lay_out(root, names):
+    """A folder for each class as the data sets have them; the images are only looked for, not opened."""
+    for name in names:
+        (root / name).mkdir(parents=True)
+        (root / name / "a.JPEG").touch()
+    return root
+
+
+def test_numbered_folders_are_ordered_as_numbers(thousand, tmp_path):
+    """ImageNet-V2's are 0 to 999; sorted as text, 10 would be class 2, and the figure that of chance."""
+    root = lay_out(tmp_path / "v2", map(str, range(1000)))
+    data = open_source(Source(str(root)))
+    classes = match_classes(thousand, data.classes)
+    assert identify(classes, 10000) == "imagenet-v2" and not classes.valid
+    samples = data.images.dataset.reader.samples
+    assert len(samples) == 1000 and all(int(os.path.basename(os.path.dirname(path))) == y for path, y in samples)
+    tar = write_tar(tmp_path / "v2.tar", [(f"v2/{name}/a.JPEG", b"-") for name in sorted(map(str, range(1000)))])
+    data = open_source(Source(str(tar)))
+    assert identify(match_classes(thousand, data.classes), 10000) == "imagenet-v2"
+    reader = data.images.dataset.reader
+    names = [reader.filename(index) for index in range(len(reader))]
+    assert [int(name.split("/")[-2] if "/" in name else -1) for name in names] == list(reader.targets)
+    by_text = open_source(Source(str(root), dataset="torch/image_folder"))  # torchvision sorts them as text
+    with pytest.raises(UserError, match="do not run from 0 to 999"):
+        match_classes(thousand, by_text.classes)
+
+
+@pytest.mark.parametrize("name", ["imagenet-a", "imagenet-r", "imagenet-sketch"])
+def test_folders_of_imagenets_relatives(thousand, tmp_path, name):
+    """Each image is held against the output of its synset, among the outputs that the data set has."""
+    synsets = list(ImageNetInfo().label_names())
+    names = synsets
+    if name != "imagenet-sketch":
+        path = os.path.join(os.path.dirname(timm.data.__file__), "_info", f"{name.replace('-', '_')}_synsets.txt")
+        with open(path) as stream:
+            names = stream.read().split()
+    data = open_source(Source(str(lay_out(tmp_path / name, names))))
+    classes = match_classes(thousand, data.classes)
+    assert identify(classes, 50889 if name == "imagenet-sketch" else 7500) == name
+    outputs = classes.valid or range(1000)
+    for path, target in data.images.dataset.reader.samples:
+        assert synsets[outputs[target]] == os.path.basename(os.path.dirname(path))
+
+
+def test_a_class_map_that_would_be_ignored_is_refused(validate, tmp_path, rows):
+    data = write("folder", tmp_path, rows)
+    outcome = validate("--dataset", "torch/image_folder", "--data", data, "--class-map", __file__)
+    one_line(outcome, "--class-map", "torch/image_folder", "--data")

@@ -36,9 +36,9 @@ class Tiles:
 
 
 # Chosen for registers and shared memory by what the compiler reports; not measured on a GPU.
-HALF = Tiles(columns=128, values=64, step=64, context=64, fold=(16, 4))
+HALF = Tiles(columns=128, values=128, step=64, context=64, fold=(16, 4))
 FLOAT = Tiles(columns=64, values=64, step=32, context=32, fold=(16, 4))
-INTERPRETED = Tiles(columns=64, values=32, step=128, context=32, fold=(256, 64))  # few and large: each costs the same
+INTERPRETED = Tiles(columns=128, values=32, step=64, context=64, fold=(64, 64))  # few and large: each costs the same
 # (warps, stages) to try, once for each shape of layer. None changes the order of a sum.
 SCHEDULES = ((4, 2), (4, 3), (8, 3))
 PARTIAL_BYTES = 2**26  # of what the table's gradient holds at a time
@@ -87,15 +87,16 @@ def launch_table(cotangent: Tensor, queries: Tensor, values: Tensor, height: int
     splits = triton.cdiv(shape.images, per_split)
     partial = gradient.new_empty(splits, chunk, shape.u, capacity, size * shape.kp)
     positions, offsets = shape.tiles.fold
+    folds = shape.u * triton.cdiv(shape.rows * shape.columns, offsets)
     for first in range(0, tiles, chunk):
         here = min(chunk, tiles - first)
+        programs = splits * shape.u * here * (capacity // context)
         shape.start(
-            "table_kernel", splits * shape.u * here * (capacity // context), (partial, cotangent, queries, values), size,
+            "table_kernel", programs, (partial, cotangent, queries, values), size,
             images=shape.images, per_split=per_split, first_tile=first, chunk=here, capacity=capacity, CONTEXT=context,
         )  # fmt: skip
-        programs = shape.u * triton.cdiv(shape.rows * shape.columns, offsets)
         with _on(gradient):
-            position.fold_kernel[(programs,)](
+            position.fold_kernel[(folds,)](
                 gradient, partial, height, width, shape.rows, shape.columns, shape.strip(size),
                 splits, first, here, capacity, K=shape.k, U=shape.u, KP=shape.kp, T=size,
                 POSITIONS=positions, OFFSETS=offsets, ACC=shape.acc,
@@ -139,17 +140,21 @@ class _Shape:
         down = min(self.height, (size + strip - 2) // strip + self.rows)
         return down * across
 
+    def constants(self) -> dict[str, Any]:
+        """What the kernels are compiled for."""
+        return {
+            "H": self.heads, "K": self.k, "U": self.u, "V": self.v, "HP": self.hp, "KP": self.kp,
+            "T": self.queries, "VALUES": self.values, "ACC": self.acc,
+            # Float32 by tensor cores, each factor in parts: about its accuracy at a multiple of its speed.
+            "PRECISION": "tf32x3" if self.dtype == torch.float32 else "ieee",
+            "WIDE": interpreted() and self.dtype == torch.bfloat16,
+        }  # fmt: skip
+
     def start(self, name: str, programs: int, tensors: tuple[Tensor, ...], size: int, **more: int) -> None:
         """Run a kernel on tiles of ``size`` positions."""
+        sizes = {"height": self.height, "width": self.width, "rows": self.rows, "columns": self.columns}
         with _on(tensors[0]):
-            _tuned(name)[(programs,)](
-                *tensors, height=self.height, width=self.width, rows=self.rows, columns=self.columns,
-                strip=self.strip(size), H=self.heads, K=self.k, U=self.u, V=self.v, HP=self.hp, KP=self.kp,
-                T=self.queries, VALUES=self.values, ACC=self.acc,
-                # Float32 by tensor cores in three parts: its accuracy at a multiple of its speed.
-                PRECISION="tf32x3" if self.dtype == torch.float32 else "ieee",
-                WIDE=interpreted() and self.dtype == torch.bfloat16, **more,
-            )  # fmt: skip
+            _tuned(name)[(programs,)](*tensors, **sizes, strip=self.strip(size), **self.constants(), **more)
 
 
 @cache

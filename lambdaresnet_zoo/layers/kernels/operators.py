@@ -21,6 +21,7 @@ __all__ = ["fused_position"]
 
 COTANGENT, QUERIES, VALUES, TABLE = range(4)
 LIMIT = 2**31  # offsets within an image are 32 bits wide; from image to image, 64
+FAR = 2**19  # half of what the kernels take for far beyond any table
 
 
 def fused_position(queries: Tensor, values: Tensor, table: Tensor, height: int, width: int) -> Tensor:
@@ -28,7 +29,10 @@ def fused_position(queries: Tensor, values: Tensor, table: Tensor, height: int, 
 
     Sums in float32, whatever the dtype; lambdas and their gradients are rounded to the dtype of the
     queries between two products, as the plain orders round them. Gradients are bit for bit the same
-    from run to run; float16, bfloat16 and float32 on CUDA. Differentiable to any order.
+    from run to run. Differentiable to any order.
+
+    No tensor of B N K V or B H N N elements is held: beside the results there are copies of what
+    does not lie channels last, and about 64 MiB for the gradient of the table.
 
     Args:
         queries: [B, H, K, N].
@@ -200,7 +204,9 @@ def _check(
         raise ValueError(f"tensors lie on {queries.device}, {values.device} and {table.device}: move them to one")
     if not table.is_floating_point():
         raise ValueError(f"the table must be floating, got {table.dtype}")
-    if max(n * heads * k, n * heads * v, n * u * v, table.numel()) >= LIMIT or batch * n * u * v >= LIMIT * 16:
+    within = max(n * heads * k, n * heads * v, n * u * v, n * width, table.numel())
+    # A program owns 16 elements at the least, and their number is 32 bits wide, too.
+    if within >= LIMIT or batch * n * u * v >= 16 * LIMIT or max(height, width, *table.shape[2:]) >= FAR:
         raise ValueError(
             f"too large for the kernels' index: queries {_shape(queries)}, values {_shape(values)}, "
             f"table {_shape(table)}; force another order"

@@ -18,11 +18,14 @@ Tiles: the grid is cut into vertical strips, and each strip, row by row, into ti
 tile sees is a small box. Where the table is as wide as the grid, one strip is the whole grid.
 """
 
+# Triton's language has no types of Python's:
+# mypy: disallow-untyped-defs=false, check-untyped-defs=false
 import triton
 import triton.language as tl
 
 __all__ = ["fold_kernel", "output_kernel", "queries_kernel", "table_kernel", "values_kernel"]
 
+FAR = tl.constexpr(1 << 20)
 # One compilation serves every size: no address is better aligned for what these integers are.
 SIZES = [
     "height", "width", "rows", "columns", "strip", "images", "per_split", "splits", "first_tile", "chunk", "capacity",
@@ -106,19 +109,18 @@ def values_kernel(
     u = program % U
     image = (program // U).to(tl.int64)
     cy, cx, context = _place(tile, tl.arange(0, CONTEXT), CONTEXT, strip, height, width)
-    top, left, across, size = _box(tile, CONTEXT, strip, height, width, rows, columns)
+    top, left, across, inverse, size = _box(tile, CONTEXT, strip, height, width, rows, columns)
     k, own = _split(KP, T)
     _, t = _split(HP, T)
     acc = tl.zeros([VALUES, CONTEXT], ACC)
     for start in range(0, size, T):
-        at = (top + (start + t) // across) * width + left + (start + t) % across
-        query = start + t < size
+        y, x, query = _in_box(start + t, top, left, across, inverse, size)
+        at = y * width + x
         dy = _cotangent(cotangent + image * (n * H * V), at, query, v, H, V, HP, T)
         blocks = _blocks(queries + image * (n * H * K), at, query, H, K, HP, KP, T)
         dlam = _dot(dy, tl.trans(blocks), tl.zeros([VALUES, T * KP], ACC), PRECISION, WIDE)
-        qy = top + (start + own) // across
-        qx = left + (start + own) % across
-        e = _embeddings(table, u, cy, cx, context, qy, qx, start + own < size, k, rows, columns, K, U)
+        qy, qx, query = _in_box(start + own, top, left, across, inverse, size)
+        e = _embeddings(table, u, cy, cx, context, qy, qx, query, k, rows, columns, K, U)
         acc = _dot(dlam.to(dy.dtype), tl.trans(e), acc, PRECISION, WIDE)
     pointers = gradient + (image * U + u) * (n * V) + (cy * width + cx)[None, :] * V + v[:, None]
     tl.store(pointers, acc.to(gradient.dtype.element_ty), mask=context[None, :] & (v < V)[:, None])
@@ -145,8 +147,9 @@ def table_kernel(
     u = program % U
     share = program // U
     tile = first_tile + slot
-    top, left, across, size = _box(tile, T, strip, height, width, rows, columns)
-    context = (top + j // across) * width + left + j % across
+    top, left, across, inverse, size = _box(tile, T, strip, height, width, rows, columns)
+    cy, cx, context = _in_box(j, top, left, across, inverse, size)
+    from_position = (cy * width + cx)[:, None] * V
     _, t = _split(HP, T)
     y, x, query = _place(tile, t, T, strip, height, width)
     at = y * width + x
@@ -162,8 +165,8 @@ def table_kernel(
             v = start + tl.arange(0, VALUES)
             dy = _cotangent(cotangent, at, query, v, H, V, HP, T)
             dlam = _dot(blocks, tl.trans(dy), tl.zeros([T * KP, VALUES], ACC), PRECISION, WIDE)
-            mask = (j < size)[:, None] & (v < V)[None, :]
-            seen = tl.load(values + context[:, None] * V + v[None, :], mask=mask, other=0.0)
+            mask = context[:, None] & (v < V)[None, :]
+            seen = tl.load(values + from_position + v[None, :], mask=mask, other=0.0)
             acc = _dot(dlam.to(dy.dtype), tl.trans(seen), acc, PRECISION, WIDE)
         queries += n * H * K
         cotangent += n * H * V
@@ -188,13 +191,13 @@ def fold_kernel(
     acc = tl.zeros([OFFSETS, KP], ACC)
     for start in range(0, chunk * T, POSITIONS):
         p = start + tl.arange(0, POSITIONS)
-        slot = p // T
+        slot = tl.minimum(p // T, chunk - 1)
         t = p % T
         y, x, query = _place(first_tile + slot, t, T, strip, height, width)
-        top, left, across, _ = _box(first_tile + slot, T, strip, height, width, rows, columns)
+        top, left, across, _, _ = _box(first_tile + slot, T, strip, height, width, rows, columns)
         cy = y[:, None] + dy[None, :]
         cx = x[:, None] + dx[None, :]
-        mask = (query & (slot < chunk))[:, None] & (cy >= 0) & (cy < height) & (cx >= 0) & (cx < width)
+        mask = (query & (p < chunk * T))[:, None] & (cy >= 0) & (cy < height) & (cx >= 0) & (cx < width)
         mask = mask & (offset < rows * columns)[None, :]
         j = (cy - top[:, None]) * across[:, None] + cx - left[:, None]
         row = (slot.to(tl.int64) * U + u)[:, None] * capacity + j
@@ -217,29 +220,35 @@ def _lambdas(
     """Position lambdas [v, (t,k)] of the queries of a tile, over all that they see."""
     k, t = _split(KP, T)
     qy, qx, query = _place(tile, t, T, strip, height, width)
-    top, left, across, size = _box(tile, T, strip, height, width, rows, columns)
+    top, left, across, inverse, size = _box(tile, T, strip, height, width, rows, columns)
     acc = tl.zeros([VALUES, T * KP], ACC)
     for u in range(U):
         for start in range(0, size, STEP):
-            j = start + tl.arange(0, STEP)
-            cy = top + j // across
-            cx = left + j % across
-            mask = (j < size)[:, None] & (v < V)[None, :]
+            cy, cx, context = _in_box(start + tl.arange(0, STEP), top, left, across, inverse, size)
+            mask = context[:, None] & (v < V)[None, :]
             at = (u * height + cy) * width + cx
             seen = tl.load(values + at[:, None] * V + v[None, :], mask=mask, other=0.0)
-            e = _embeddings(table, u, cy, cx, j < size, qy, qx, query, k, rows, columns, K, U)
+            e = _embeddings(table, u, cy, cx, context, qy, qx, query, k, rows, columns, K, U)
             acc = _dot(tl.trans(seen), e, acc, PRECISION, WIDE)
     return acc
 
 
 @triton.jit
 def _embeddings(table, u, cy, cx, context, qy, qx, query, k, rows, columns, K: tl.constexpr, U: tl.constexpr):
-    """E[context, (t,k)] of contexts at (cy, cx) for queries at (qy, qx); zero beyond the table."""
-    row = cy[:, None] - qy[None, :] + rows // 2
-    column = cx[:, None] - qx[None, :] + columns // 2
-    mask = (row >= 0) & (row < rows) & (column >= 0) & (column < columns)
-    mask = mask & context[:, None] & (query & (k < K))[None, :]
-    return tl.load(table + ((row * columns + column) * U + u) * K + k[None, :], mask=mask, other=0.0)
+    """E[context, (t,k)] of contexts at (cy, cx) for queries at (qy, qx); zero beyond the table.
+
+    Integer arithmetic is what the main loops have most of: what depends on one axis is done on that
+    axis, and positions that are none are moved out of the table's reach, the two kinds apart.
+    """
+    cy = tl.where(context, cy, FAR)
+    qy = tl.where(query, qy, -FAR)
+    row = cy[:, None] - (qy - rows // 2)[None, :]
+    column = cx[:, None] - (qx - columns // 2)[None, :]
+    mask = (row.to(tl.uint32) < rows) & (column.to(tl.uint32) < columns) & (k < K)[None, :]
+    from_context = (cy * columns + cx) * (U * K)
+    from_query = ((qy - rows // 2) * columns + qx - columns // 2) * (U * K)
+    entry = from_context[:, None] - from_query[None, :] + k[None, :]
+    return tl.load(table + u * K + entry, mask=mask, other=0.0)
 
 
 @triton.jit
@@ -283,7 +292,7 @@ def _place(tile, t, SIZE: tl.constexpr, strip, height, width):
 
 @triton.jit
 def _box(tile, SIZE: tl.constexpr, strip, height, width, rows, columns):
-    """What a tile of SIZE sees, as a box on the grid: top row, left column, width, number of positions."""
+    """What a tile of SIZE sees, as a box on the grid: top row, left column, width, its inverse, positions in it."""
     per_strip = tl.cdiv(height * strip, SIZE)
     first = tile % per_strip * SIZE
     left = tile // per_strip * strip
@@ -291,12 +300,24 @@ def _box(tile, SIZE: tl.constexpr, strip, height, width, rows, columns):
     bottom = tl.minimum((first + SIZE - 1) // strip + rows // 2, height - 1)
     right = tl.minimum(left + strip - 1 + columns // 2, width - 1)
     left = tl.maximum(left - columns // 2, 0)
-    return top, left, right - left + 1, (bottom - top + 1) * (right - left + 1)
+    across = right - left + 1
+    inverse = ((1 << 32) // across.to(tl.int64)) + 1
+    return top, left, across, inverse, (bottom - top + 1) * across
+
+
+@triton.jit
+def _in_box(j, top, left, across, inverse, size):
+    """Row and column of position ``j`` of a box, and whether it is in there.
+
+    By a product, which costs less than a division, and is exact while j * across is below 2**32.
+    """
+    row = ((j.to(tl.int64) * inverse) >> 32).to(tl.int32)
+    return top + row, left + j - row * across, j < size
 
 
 @triton.jit
 def _dot(a, b, acc, PRECISION: tl.constexpr, WIDE: tl.constexpr):
-    """a @ b + acc. WIDE is for the interpreter, which takes bfloat16 for integers (seen in triton 3.8)."""
+    """Matrix product and acc. WIDE is for the interpreter, which takes bfloat16 for integers (seen in triton 3.8)."""
     if WIDE:
         a = a.to(acc.dtype)
         b = b.to(acc.dtype)

@@ -1,0 +1,250 @@
+"""What `lambdaresnet-zoo benchmark` measured: results/benchmark_*.csv, read, compared and set in tables.
+
+The columns are those of tasks/benchmark; figures are quoted as ratios, which change less from machine to machine
+than times do.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from .files import read_rows
+from .published import published_figure, published_figures
+
+__all__ = [
+    "BESIDE",
+    "GROWTH",
+    "MACHINE",
+    "MEASURED",
+    "TRAINING",
+    "ZOO",
+    "Row",
+    "benchmark_rows",
+    "benchmark_tables",
+    "cells",
+    "growth_table",
+    "is_gpu",
+    "layer_table",
+    "memory_share",
+    "model_table",
+    "roofline_table",
+    "speed_up",
+]
+
+RESULTS = Path(__file__).parent / "results"
+GROWTH = RESULTS / "benchmark_growth.csv"
+ZOO = "zoo"
+BESIDE = "attention narrow"
+"""Measured beside the peers, and not one of them: attention with queries and keys as short as a lambda layer's."""
+MEASURED = "measured"
+TRAINING = "training"
+PARTS = ("layer", "model", "growth", "roofline")
+MACHINE = ("precision", "device", "threads")
+
+Row = dict[str, str]
+
+
+def benchmark_rows(part: str) -> list[Row]:
+    """The rows that ship of a part; none where it has not been measured."""
+    path = RESULTS / f"benchmark_{part}.csv"
+    return read_rows(path) if path.exists() else []
+
+
+def cells(rows: Iterable[Row], *columns: str) -> dict[tuple[str, ...], list[Row]]:
+    """Rows that were measured together, by the values of columns, in the file's order."""
+    found: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        found.setdefault(tuple(row[column] for column in columns), []).append(row)
+    return found
+
+
+def speed_up(cell: Sequence[Row]) -> tuple[float, str] | None:
+    """How many times as long as this package's layer the fastest peer takes, and which that is.
+
+    Args:
+        cell: the layers at one shape, batch and mode.
+
+    Returns:
+        None where the layer, or every peer, was not timed.
+    """
+    timed = [row for row in cell if row["layer"] not in (ZOO, BESIDE) and row["times_zoo"]]
+    if not timed:
+        return None
+    fastest = min(timed, key=lambda row: float(row["milliseconds"]))
+    return float(fastest["times_zoo"]), fastest["layer"]
+
+
+def memory_share(cell: Sequence[Row]) -> tuple[float, str] | None:
+    """The peak memory of this package's layer over that of the leanest peer, and which that is; None as above."""
+    peaks = {row["layer"]: float(row["peak_mib"]) for row in cell if row["peak_mib"] and row["layer"] != BESIDE}
+    own = peaks.pop(ZOO, None)
+    if own is None or not peaks:
+        return None
+    leanest = min(peaks, key=lambda name: peaks[name])
+    return own / peaks[leanest], leanest
+
+
+def benchmark_tables() -> dict[str, str]:
+    """Markdown by the name of its place in the README."""
+    tables: dict[str, Callable[[Sequence[Row]], str]]
+    tables = {"layer": layer_table, "model": model_table, "growth": growth_table, "roofline": roofline_table}
+    found = {f"benchmark {part}": _of_machines(benchmark_rows(part), table) for part, table in tables.items()}
+    folder = RESULTS.relative_to(RESULTS.parents[2]).as_posix()
+    pictures = [f"![Growth of time and memory]({folder}/{path.name})" for path in sorted(RESULTS.glob("*growth*.svg"))]
+    found["benchmark growth"] = "\n\n".join([found["benchmark growth"], *pictures])
+    return found
+
+
+def _of_machines(rows: Sequence[Row], table: Callable[[Sequence[Row]], str]) -> str:
+    if not rows:
+        return "Not measured yet."
+    parts = []
+    for machine in cells(rows, *MACHINE).values():
+        first = machine[0]
+        where = f"Measured on {first['device']}, {first['threads']} thread(s), {first['precision']}, "
+        where += f"torch {first['torch']}, timm {first['timm']}."
+        parts += [table(machine), "", where]
+    if not any(is_gpu(row) for row in rows):
+        parts[-1] += " Not measured on a GPU."
+    return "\n".join(parts)
+
+
+def is_gpu(row: Row) -> bool:
+    """Whether it was measured on one."""
+    return row["device"].startswith(("NVIDIA", "AMD "))
+
+
+def layer_table(rows: Sequence[Row]) -> str:
+    """The layer beside its peers, a line for each shape, figures for each batch.
+
+    Args:
+        rows: of the part *layer*, of one machine.
+    """
+    batches = sorted({row["batch"] for row in rows}, key=int)
+    of = " / ".join(batches)
+    lines = [
+        f"| d | size | scope | forward, batch {of} | forward and backward | memory of a training step | fastest peer |"
+        " narrow attention |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for (dim, size, scope), shape in cells(rows, "dim", "size", "scope").items():
+        by_cell = cells(shape, "mode", "batch")
+        ratios = []
+        for mode in ("forward", TRAINING):
+            ratios.append(_each(speed_up(by_cell.get((mode, batch), [])) for batch in batches))
+        memory = _each(memory_share(by_cell.get((TRAINING, batch), [])) for batch in batches)
+        last = [by_cell.get((mode, batches[-1]), []) for mode in ("forward", TRAINING)]
+        names = [best[1] if (best := speed_up(cell)) else "-" for cell in last]
+        beside = " / ".join(_beside(cell) for cell in last)
+        line = [dim, size, scope, *ratios, memory, " / ".join(dict.fromkeys(names)), beside]
+        lines.append(f"| {' | '.join(line)} |")
+    return "\n".join(lines)
+
+
+def _each(found: Iterable[tuple[float, str] | None]) -> str:
+    return " / ".join("-" if one is None else f"{one[0]:.2f}" for one in found)
+
+
+def _beside(cell: Sequence[Row]) -> str:
+    return next((f"{float(row['times_zoo']):.2f}" for row in cell if row["layer"] == BESIDE and row["times_zoo"]), "-")
+
+
+KINDS = {
+    "efficientnet": "EfficientNet",
+    "resnet-rs": "ResNet-RS with SE",
+    "timm layer": "same on timm's layer",
+    "timm": "timm's own, same weights",
+}
+
+
+def model_table(rows: Sequence[Row]) -> str:
+    """The networks beside others, a line for each and its size; figures are of inference / training.
+
+    Args:
+        rows: of the part *model*, of one machine.
+    """
+    lines = [
+        "| network | size | published top-1 (%) | EfficientNet | its size | its top-1 (%) | "
+        "EfficientNet takes | ResNet-RS takes | on timm's layer |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for (model, size), case in cells(rows, "model", "size").items():
+        kinds = cells(case, "kind")
+        rival = kinds.get(("efficientnet",), [{"network": "-", "network_size": "-"}])[0]
+        tops = [_top1(model, size), _top1(rival["network"], rival["network_size"])]
+        timm = _modes(kinds.get(("timm layer",), kinds.get(("timm",), [])))
+        line = [f"`{model}`", size, tops[0], rival["network"], rival["network_size"], tops[1]]
+        line += [_modes(kinds.get((kind,), [])) for kind in ("efficientnet", "resnet-rs")]
+        lines.append(f"| {' | '.join([*line, timm])} |")
+    batches = {mode: sorted({row["batch"] for row in rows if row["mode"] == mode}, key=int) for mode in MODEL_MODES}
+    told = " and ".join(f"{mode} {', '.join(found)}" for mode, found in batches.items() if found)
+    return "\n".join([*lines, "", f"Batches: {told}."])
+
+
+MODEL_MODES = ("inference", TRAINING)
+
+
+def _modes(rows: Sequence[Row]) -> str:
+    """The ratio in inference / training, of the largest batch."""
+    figures = []
+    for mode in MODEL_MODES:
+        of_mode = [row for row in rows if row["mode"] == mode]
+        row = max(of_mode, key=lambda row: int(row["batch"]), default=None)
+        figures.append("-" if row is None else f"{float(row['times_zoo']):.2f}" if row["times_zoo"] else row["status"])
+    return "-" if set(figures) == {"-"} else " / ".join(figures)
+
+
+def _top1(model: str, size: str) -> str:
+    if not size.isdecimal():
+        return "-"
+    figure = published_figure(model, size=int(size)) or next(
+        (each for each in published_figures() if each.name.startswith(f"{model}.") and each.size == int(size)), None
+    )
+    return str(figure.top1) if figure and figure.top1 is not None else "-"
+
+
+def growth_table(rows: Sequence[Row]) -> str:
+    """How time and memory of a training step grow: at each size of the map, and each batch.
+
+    Args:
+        rows: of the part *growth*, of one machine.
+    """
+    training = [row for row in rows if row["mode"] == TRAINING]
+    names = list(dict.fromkeys(row["layer"] for row in training))
+    lines = [f"| size, batch | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
+    for (size, batch), cell in cells(training, "size", "batch").items():
+        by_name = {row["layer"]: row for row in cell}
+        lines.append(f"| {size}², {batch} | {' | '.join(_grown(by_name.get(name)) for name in names)} |")
+    return "\n".join(lines)
+
+
+def _grown(row: Row | None) -> str:
+    if row is None:
+        return "-"
+    if not row["times_zoo"]:
+        return row["status"]
+    return f"{float(row['times_zoo']):.1f}, {float(row['peak_mib']):.0f} MiB"
+
+
+def roofline_table(rows: Sequence[Row]) -> str:
+    """The share of the matrix-multiply rate that the layer reaches, at each shape.
+
+    Args:
+        rows: of the part *roofline*, of one machine.
+    """
+    lines = [
+        "| d | size | scope | batch | forward, of what it runs | by the paper's count | "
+        "forward and backward, of what it runs | by the paper's count |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for key, cell in cells(rows, "dim", "size", "scope", "batch").items():
+        by_mode = {row["mode"]: row for row in cell}
+        shares = [_percent(by_mode.get(mode), f"share_{of}") for mode in ("forward", TRAINING) for of in COUNTS]
+        lines.append(f"| {' | '.join([*key, *shares])} |")
+    return "\n".join(lines)
+
+
+COUNTS = ("run", "nominal")
+
+
+def _percent(row: Row | None, column: str) -> str:
+    return f"{100 * float(row[column]):.0f} %" if row and row[column] else "-"

@@ -1,0 +1,108 @@
+"""The plan: what it picks, what forces it, what it says, and its costs."""
+
+import itertools
+import json
+
+import pytest
+import torch
+
+from lambdaresnet_zoo.layers import LambdaLayer
+from lambdaresnet_zoo.layers.plan import COSTS, Shape, candidates, explain_plan, features, make_plan
+
+C4 = Shape(8, 4, 16, 64, 1, 14, 14, 23, 23)
+C2 = Shape(2, 4, 16, 16, 1, 56, 56, 23, 23)
+
+
+@pytest.fixture(autouse=True)
+def no_settings(monkeypatch):
+    for name in ("IMPL", "COSTS", "MEMORY"):
+        monkeypatch.delenv(f"LAMBDARESNET_ZOO_{name}", raising=False)
+
+
+def test_the_fastest_that_fits_is_picked():
+    for shape, training in itertools.product((C4, C2), (False, True)):
+        plan = make_plan(shape, torch.float32, "cpu", training)
+        usable = [other for other in candidates(shape, torch.float32, "cpu", training) if not other.note]
+        assert plan.seconds == min(other.seconds for other in usable if other.memory <= 256 * 2**20)
+        assert {other.order for other in usable} == {"lambda", "query", "convolution"}
+
+
+def test_costs_decide(tmp_path, monkeypatch):
+    """Costs under which a product of the query order is dear: another order is picked."""
+    costs = json.loads(COSTS.read_text())
+    costs["cpu"]["forward"]["query"]["value_product"] = 1e3
+    path = tmp_path / "costs.json"
+    path.write_text(json.dumps(costs))
+    before = make_plan(C4, torch.float32, "cpu")
+    monkeypatch.setenv("LAMBDARESNET_ZOO_COSTS", str(path))
+    assert before.order == "query" and make_plan(C4, torch.float32, "cpu").order != "query"
+    damaged = tmp_path / "damaged.json"
+    damaged.write_text("{")
+    monkeypatch.setenv("LAMBDARESNET_ZOO_COSTS", str(damaged))
+    with pytest.raises(ValueError, match=r"LAMBDARESNET_ZOO_COSTS .*damaged.json cannot be read"):
+        make_plan(C4, torch.float32, "cpu")
+
+
+def test_a_memory_budget_overrules_speed(monkeypatch):
+    free = make_plan(C2, torch.float32, "cpu")
+    tight = make_plan(C2, torch.float32, "cpu", memory=free.memory / 2**20 / 2)
+    assert tight.memory <= free.memory / 2 and tight.seconds > free.seconds
+    monkeypatch.setenv("LAMBDARESNET_ZOO_MEMORY", str(free.memory / 2**20 / 2))
+    assert make_plan(C2, torch.float32, "cpu") == tight
+    least = make_plan(C2, torch.float32, "cpu", memory=1e-6)  # nothing fits: what needs least
+    assert least.memory == min(
+        plan.memory for plan in candidates(C2, torch.float32, "cpu", memory=1e-6) if not plan.note
+    )
+
+
+@pytest.mark.parametrize("order", ["lambda", "query", "convolution"])
+def test_an_order_can_be_forced(order, monkeypatch):
+    assert make_plan(C4, torch.float32, "cpu", order=order).order == order
+    monkeypatch.setenv("LAMBDARESNET_ZOO_IMPL", order)
+    assert make_plan(C4, torch.float32, "cpu").order == order
+    assert make_plan(C4, torch.float32, "cpu", order="query").order == "query"  # the argument comes first
+    assert f"{order} is forced" in explain_plan(C4) and f"chosen: {order}" in explain_plan(C4)
+
+
+def test_what_cannot_be_forced_says_why(monkeypatch):
+    with pytest.raises(ValueError, match=r"order='kernel' cannot be used: .*cpu"):
+        LambdaLayer(8, order="kernel")(torch.randn(1, 8, 4, 4))
+    monkeypatch.setenv("LAMBDARESNET_ZOO_IMPL", "fft")
+    with pytest.raises(
+        ValueError, match="LAMBDARESNET_ZOO_IMPL must be one of lambda, query, convolution, kernel, got 'fft'"
+    ):
+        LambdaLayer(8)(torch.randn(1, 8, 4, 4))
+    with pytest.raises(ValueError, match="memory_budget must be above 0 MiB, got 0"):
+        LambdaLayer(8, memory_budget=0)
+
+
+def test_an_explanation_names_every_candidate_and_why():
+    lines = explain_plan(C4, memory=4).splitlines()
+    assert lines[1].startswith("chosen: query")
+    assert len(lines) == 1 + len(candidates(C4, torch.float32, "cpu", memory=4))
+    text = "\n".join(lines)
+    assert "times as long" in text and "over the memory budget of 4 MiB" in text
+    assert any(line.startswith("not kernel") and "cpu" in line for line in lines)
+
+
+def test_counts_are_those_of_the_sums():
+    whole = next(plan for plan in candidates(C4, torch.float32, "cpu") if plan.tiling and plan.tiling.whole)
+    counts = features(C4, whole)
+    n = 196
+    assert counts["value_product"] == 8 * 4 * n * n * 64 and counts["score_product"] == 8 * 4 * n * n * 16
+    plain = next(plan for plan in candidates(C4, torch.float32, "cpu") if plan.order == "lambda")
+    assert features(C4, plain)["product"] == 8 * n * n * 16 * 64
+
+
+def test_shapes_of_every_kind_have_a_plan():
+    for batch, side, extent, u in itertools.product((0, 1, 300), ((1, 1), (3, 50), (112, 112)), (1, 5, 223), (1, 4)):
+        shape = Shape(batch, 4, 16, 16, u, *side, extent, extent)
+        for training in (False, True):
+            plan = make_plan(shape, torch.float32, "cpu", training)
+            assert plan.chunk >= 1
+
+
+def test_devices_that_were_not_measured_say_so():
+    text = explain_plan(C4, torch.bfloat16, "cuda")
+    assert "not measured" in text.splitlines()[0]
+    assert make_plan(C4, torch.bfloat16, "cuda").order == "query"
