@@ -55,7 +55,7 @@ RECIPES: dict[str, Recipe] = {
     "paper": Recipe(),
     # A few images until they are known by heart: no augmentation, small anchors, few regions a step.
     "overfit": Recipe(
-        steps=600,
+        steps=500,
         batch_size=2,
         image_size=320,
         scale=(1.0, 1.0),
@@ -65,10 +65,10 @@ RECIPES: dict[str, Recipe] = {
         lr=3e-4,
         weight_decay=1e-4,
         warmup_steps=30,
-        decay_at=(0.85, 0.95),
+        decay_at=(0.95, 0.98),
         clip_grad=5.0,
         norm="live",
-        fix_norm_at=0.7,  # of two images, one's own statistics are half of the batch's
+        fix_norm_at=0.84,  # of two images, one's own statistics are half of the batch's
         anchor_sizes=(8, 16, 32, 64, 128),
         options={
             "rpn_batch_size_per_image": 64,
