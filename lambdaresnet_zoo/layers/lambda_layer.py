@@ -268,12 +268,10 @@ class LambdaLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, dim, h, w] -> [B, dim_out, h', w']; a global-scope layer accepts its own size alone."""
-        if torch.jit.is_scripting():
-            queries, keys, values = self._project(x)
-        elif self._folds(x):
-            queries, keys, values = self._project_folded(x)
-        else:
-            queries, keys, values = self._project(x)
+        queries, keys, values = self.qkv(x).split(self.split_dims, dim=1)
+        queries = self.norm_q(queries)
+        keys = self.norm_k(keys)
+        values = self.norm_v(values)
         out = lambda_grid(
             queries,
             keys,
@@ -290,47 +288,6 @@ class LambdaLayer(nn.Module):
             0.0 if self.memory_budget is None else self.memory_budget,
         )
         return self.pool(out)
-
-    def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        queries, keys, values = self.qkv(x).split(self.split_dims, dim=1)
-        return self.norm_q(queries), self.norm_k(keys), self.norm_v(values)
-
-    @torch.jit.ignore
-    def _folds(self, x: Tensor) -> bool:
-        """Whether the norms are constants of this call, and nobody watches the modules between."""
-        if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing():
-            return False
-        parts: tuple[nn.Module, ...] = (self.qkv, self.norm_q, self.norm_k, self.norm_v)
-        return (
-            type(x) is Tensor
-            and type(self.qkv) is nn.Conv2d
-            and all(type(norm) in (nn.BatchNorm2d, nn.Identity) and not norm.training for norm in parts[1:])
-            and all(norm.running_mean is not None for norm in parts[1:] if isinstance(norm, nn.BatchNorm2d))
-            and not any(part._forward_hooks or part._forward_pre_hooks for part in parts)
-        )
-
-    @torch.jit.ignore
-    def _project_folded(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """:meth:`_project` in evaluation: the norms are part of the projection, which is one matrix product."""
-        weight, shift = self.qkv.weight.flatten(1), self.qkv.bias
-        scales, shifts = [], []
-        for norm, size in zip((self.norm_q, self.norm_k, self.norm_v), self.split_dims, strict=True):
-            if isinstance(norm, nn.BatchNorm2d):
-                assert norm.running_mean is not None and norm.running_var is not None
-                scale = (norm.running_var + norm.eps).rsqrt()
-                scale = scale if norm.weight is None else scale * norm.weight
-                offset = -norm.running_mean * scale
-                scales.append(scale)
-                shifts.append(offset if norm.bias is None else offset + norm.bias)
-            else:
-                scales.append(weight.new_ones(size))
-                shifts.append(weight.new_zeros(size))
-        scale, offset = torch.cat(scales), torch.cat(shifts)
-        offset = offset if shift is None else offset + shift * scale
-        maps = (scale[:, None] * weight).to(x.dtype) @ x.flatten(2)
-        maps = (maps + offset.to(maps.dtype)[:, None]).unflatten(2, x.shape[2:])
-        queries, keys, values = maps.split(self.split_dims, dim=1)
-        return queries, keys, values
 
     def extra_repr(self) -> str:
         """The shape of the layer, for ``print``."""

@@ -160,7 +160,7 @@ def candidates(
     costs = _costs(device)
     # Half precision is contracted in float32 on a CPU, which has no fast products of it.
     size = 4 if device == "cpu" else dtype.itemsize
-    scratch = min(costs["scratch_mib"] * MIB, _budget(device, memory))
+    scratch = min(costs["scratch_mib"]["training" if training else "forward"] * MIB, _budget(device, memory))
     plans = []
     for order in IMPLEMENTATIONS:
         for tiling in _tilings(shape, size, scratch) if order == "query" else (None,):
@@ -242,7 +242,7 @@ def _even(batch: int, most: int) -> int:
 
 def _memory(shape: Shape, order: str, tiling: Tiling | None, chunk: int, size: int, training: bool) -> int:
     s = shape
-    twice = 2 if training else 1  # the backward pass holds what the forward pass held, and its gradient
+    twice = 2 if training else 1  # the backward pass holds what the forward pass held, and mostly its gradient
     if order == "kernel":
         return 0
     if tiling is None:
@@ -253,7 +253,7 @@ def _memory(shape: Shape, order: str, tiling: Tiling | None, chunk: int, size: i
     images = chunk * tiling.x.tiles * s.heads
     scores = images * tiling.queries * tiling.context * s.intra_depth
     windows = images * s.value_depth * tiling.context * s.intra_depth
-    return size * twice * (block + scores + windows)
+    return size * (scores + twice * (block + windows))  # one map serves the scores and their gradient
 
 
 def _sides(shape: Shape) -> tuple[tuple[int, int], tuple[int, int]]:

@@ -80,28 +80,28 @@ def backward(
     gradients = _Grid(gradient, values, tiling)
     of_values = grid.padded_values.new_zeros(grid.padded_values.shape)
     of_table = torch.zeros_like(table, memory_format=torch.contiguous_format)
-    scores = of_scores = queries.new_empty(0)
+    buffer = queries.new_empty(0)
     for row, block in _blocks(table, tiling, queries.dtype, cache=False):
         of_block = torch.zeros_like(block)
         for images in grid.chunks():
             q = grid.tile_queries(images, row)  # [N, bH, K]
             windows = grid.windows(images, row)  # [b, V, UM]
-            images_at_once, _, context = windows.shape
+            count, _, context = windows.shape
             arriving = gradients.tile_maps(images, row)  # [bH, V, N]
+            # The scores first, then their gradient, in the same buffer: no two maps are held at once.
+            buffer = _scores(buffer, q, block)
+            by_head = buffer.view(tiling.queries, count, heads, context)
+            by_image = arriving.view(count, heads, v, tiling.queries)
+            of_windows = queries.new_zeros(count, v, context)
+            for head in range(heads):
+                of_windows.baddbmm_(by_image[:, head], by_head[:, :, head].transpose(0, 1))
+            grid.add_windows(of_values, of_windows, images, row)
+            of_scores = buffer.view(count * heads, tiling.queries, context)
             repeated = windows.unsqueeze(1).expand(-1, heads, -1, -1).reshape(-1, v, context)
-            if of_scores.shape[0] != images_at_once * heads:
-                of_scores = queries.new_empty(images_at_once * heads, tiling.queries, context)
             torch.bmm(arriving.transpose(1, 2), repeated, out=of_scores)
             by_position = of_scores.transpose(0, 1)  # [N, bH, UM], no copy
             grid.add_tiles(query_maps, torch.bmm(by_position, block.transpose(1, 2)).permute(1, 2, 0), images, row)
             of_block.baddbmm_(q.transpose(1, 2), by_position)
-            scores = _scores(scores, q, block)
-            by_head = scores.view(tiling.queries, images_at_once, heads, context)
-            of_windows = queries.new_zeros(images_at_once, v, context)
-            by_image = arriving.view(images_at_once, heads, v, tiling.queries)
-            for head in range(heads):
-                of_windows.baddbmm_(by_image[:, head], by_head[:, :, head].transpose(0, 1))
-            grid.add_windows(of_values, of_windows, images, row)
         of_table += embeddings_backward(of_block, table, tiling, row)
     return of_queries, grid.cropped(of_values).reshape(batch, v, u, n), of_table, of_lambdas
 

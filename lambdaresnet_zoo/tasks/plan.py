@@ -49,8 +49,9 @@ GRID = (
 SAMPLES = 3
 SLOWEST = 0.5  # seconds predicted, beyond which a candidate is not run
 FURTHEST = 2.0  # times the fastest of its order, by the costs that there are, beyond which one is not run
-SCRATCH = {"cpu": (6, 256)}  # MiB of a chunk's scores, which should stay in cache, and in all
-OTHER = (256, 1024)
+# MiB of a chunk's scores, which should stay in cache, forward and in training; and in all.
+SCRATCH = {"cpu": (6, 3, 256)}
+OTHER = (256, 256, 1024)
 
 
 def explain(
@@ -136,10 +137,10 @@ def fit(path: Path, device: str = "cpu", progress: bool | None = None) -> int:
     except (RuntimeError, AssertionError, OSError, ValueError) as error:
         raise UserError(f"cannot fit for '{device}': {first_line(error)}") from error
     kind = torch.device(device).type
-    scratch, memory = SCRATCH.get(kind, OTHER)
+    forward, training, memory = SCRATCH.get(kind, OTHER)
     found: dict[str, Any] = {
         "measured": f"on {_machine(device)}, {torch.get_num_threads()} threads, torch {torch.__version__}",
-        "scratch_mib": scratch,
+        "scratch_mib": {"forward": forward, "training": training},
         "memory_mib": memory,
     }
     shown = sys.stderr.isatty() if progress is None else progress
