@@ -119,7 +119,9 @@ def draw(image: Image.Image, output: Mapping[str, Tensor], names: list[str], thr
         return image.copy()
     colors: Any = [_color(label, len(names)) for label in labels]
     if "masks" in output:
-        picture = draw_segmentation_masks(picture, output["masks"][kept, 0] > 0.5, alpha=0.5, colors=colors)
+        # One by one, the surest last: of masks drawn together, torchvision blackens what two share.
+        for mask, color in reversed(list(zip(output["masks"][kept, 0] > 0.5, colors, strict=True))):
+            picture = draw_segmentation_masks(picture, mask, alpha=0.5, colors=[color])
     texts = [
         f"{names[label]} {score:.2f}" for label, score in zip(labels, output["scores"][kept].tolist(), strict=True)
     ]

@@ -44,6 +44,8 @@ class Recipe:
     """Largest norm of the gradient."""
     norm: str = "sync"
     """Batch norm: live, frozen or sync."""
+    fix_norm_at: float | None = None
+    """Fraction of the steps after which batch norm keeps its statistics, and trains as it will infer."""
     anchor_sizes: tuple[int, ...] = ANCHOR_SIZES
     options: dict[str, Any] = field(default_factory=dict)
     """Further options of the detector: torchvision's, or ``channels``."""
@@ -53,7 +55,7 @@ RECIPES: dict[str, Recipe] = {
     "paper": Recipe(),
     # A few images until they are known by heart: no augmentation, small anchors, few regions a step.
     "overfit": Recipe(
-        steps=480,
+        steps=500,
         batch_size=2,
         image_size=320,
         scale=(1.0, 1.0),
@@ -63,9 +65,10 @@ RECIPES: dict[str, Recipe] = {
         lr=3e-4,
         weight_decay=1e-4,
         warmup_steps=30,
-        decay_at=(0.85, 0.95),
+        decay_at=(0.95, 0.98),
         clip_grad=5.0,
         norm="live",
+        fix_norm_at=0.84,  # of two images, one's own statistics are half of the batch's
         anchor_sizes=(8, 16, 32, 64, 128),
         options={
             "rpn_batch_size_per_image": 64,

@@ -10,6 +10,7 @@ import torch
 from timm.optim import create_optimizer_v2
 from timm.scheduler import MultiStepLRScheduler
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -131,7 +132,7 @@ class Training:
 
         Args:
             every: steps between evaluations; 0 for none.
-            evaluate: called with the step, the model in training mode, which it is to leave so.
+            evaluate: called with the step; may leave the model in another mode.
 
         Returns:
             Whether it was finished; False if SIGTERM stopped it, with a checkpoint written.
@@ -144,7 +145,6 @@ class Training:
         if loop.processes > 1:
             devices = [loop.device.index] if loop.device.type == "cuda" else None
             network = DistributedDataParallel(self.model, device_ids=devices)
-        network.train()
         batches = self._batches()
         bar = tqdm(
             range(self.step, recipe.steps),
@@ -157,6 +157,7 @@ class Training:
         with StopSignal() as stop:
             for step in bar:
                 self.schedule.step_update(step + 1)  # counted from 1, so the warm-up does not begin with 0
+                self._set_mode(network, step)
                 torch.manual_seed((self.seed * 1_000_003 + step) * loop.processes + loop.process)
                 losses = self._step(network, batches)
                 total, stopping = self._agree(sum(losses.values()), stop.requested)
@@ -173,7 +174,6 @@ class Training:
                 if evaluate and every and self.step % every == 0:
                     self.share_statistics()
                     evaluate(self.step)
-                    network.train()
         self.share_statistics()
         return True
 
@@ -182,6 +182,14 @@ class Training:
         if self.loop.processes > 1:
             for statistics in self.model.buffers():
                 torch.distributed.broadcast(statistics, 0)
+
+    def _set_mode(self, network: nn.Module, step: int) -> None:
+        network.train()
+        fraction = self.recipe.fix_norm_at
+        if fraction is not None and step >= fraction * self.recipe.steps:
+            for module in network.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
 
     def _step(self, network: nn.Module, batches: Iterator[Any]) -> dict[str, float]:
         """Gradients of the step's passes, then the update unless they are no numbers; the mean losses."""

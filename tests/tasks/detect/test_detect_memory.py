@@ -1,8 +1,11 @@
-"""Peak memory is measured in a process of its own, and the results say what the README says."""
+"""Peak memory is measured in a process of its own; the results that are kept say what the README says."""
+
+from pathlib import Path
 
 import pytest
 
 from lambdaresnet_zoo.tasks.detect import memory
+from lambdaresnet_zoo.tasks.detect.recipe import RECIPES
 from lambdaresnet_zoo.weights.files import read_rows
 
 
@@ -20,3 +23,21 @@ def test_a_forward_at_1024_pixels_fits_in_8_gb():
     assert set(rows) == {(backbone, mode) for backbone in memory.BACKBONES for mode in memory.MODES}
     assert all((row["size"], row["batch_size"], row["dtype"]) == ("1024", "1", "float32") for row in rows.values())
     assert int(rows["lambdaresnet101", "forward"]["peak_mb"]) < 8 * 1024
+
+
+def test_the_readme_has_the_figures_of_the_results():
+    text = (Path(__file__).parents[3] / "README.md").read_text()
+    peaks = {(row["backbone"], row["mode"]): int(row["peak_mb"]) / 1000 for row in read_rows(memory.RESULTS)}
+    lambdas, convolutions = ([f"{peaks[name, mode]:.1f}" for mode in memory.MODES] for name in memory.BACKBONES)
+    flat = " ".join(text.split())
+    assert f"takes {lambdas[0]} GB in a forward pass and {lambdas[1]} GB in a training step" in flat
+    assert f"with SE, {convolutions[0]} and {convolutions[1]} GB" in flat
+    overfit = read_rows(memory.RESULTS.with_name("detection_overfit.csv"))[0]
+    assert float(overfit["box_ap50"]) >= 0.90 and float(overfit["mask_ap50"]) >= 0.85
+    assert (
+        f"box AP50 {100 * float(overfit['box_ap50']):.1f} %, mask AP50 {100 * float(overfit['mask_ap50']):.1f} %"
+        in flat
+    )
+    recipe = RECIPES["overfit"]
+    assert (overfit["steps"], overfit["batch_size"]) == (str(recipe.steps), str(recipe.batch_size))
+    assert f"after {recipe.steps} steps of two" in flat

@@ -1,5 +1,6 @@
 """Training detectors: the recipe, resuming to the bit, stopping, divergence, several processes."""
 
+import json
 import math
 import os
 import signal
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from coco_sets import TINY_RUN
+from coco_sets import TINY, TINY_RUN
 from command import one_line
 from safetensors.torch import load_file
 
@@ -67,6 +68,22 @@ def test_each_detector_trains(command, coco, tmp_path, kind):
     losses = [sum(float(value) for key, value in row.items() if key.startswith(("loss", "cl", "bb")))
               for row in read_rows(tmp_path / "log.csv")]  # fmt: skip
     assert len(losses) == 3 and all(map(math.isfinite, losses))
+
+
+def test_batch_norm_keeps_its_statistics_from_a_step_on(command, coco, tmp_path, monkeypatch):
+    recipe = tmp_path / "fixed.json"
+    recipe.write_text(json.dumps(json.loads(Path(TINY).read_text()) | {"fix_norm_at": 0.5}))
+    real, changed = training.Training._step, []
+
+    def step(self, *args):
+        before = self.model.backbone.body.stem_conv1.bn.running_mean.clone()
+        losses = real(self, *args)
+        changed.append(not torch.equal(before, self.model.backbone.body.stem_conv1.bn.running_mean))
+        return losses
+
+    monkeypatch.setattr(training.Training, "_step", step)
+    assert command(*ARGUMENTS, *coco, "--steps", 4, "--output", tmp_path / "run", "--recipe", recipe)[0] == 0
+    assert changed == [True, True, False, False]
 
 
 def weights(folder):
