@@ -21,7 +21,7 @@ HERE = Path(__file__).parent
 def test_under_the_interpreter(needs_kernels):
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     environment |= {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}  # small arrays, and workers beside this one
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", "--no-header", str(HERE / needs_kernels)]
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--no-header", str(HERE / needs_kernels)]
     done = subprocess.run(command, env=environment, cwd=HERE.parents[2], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(r"\d+ passed", done.stdout), done.stdout
