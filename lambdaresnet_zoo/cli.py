@@ -4,13 +4,13 @@ torch and timm are imported by the tasks, not here.
 """
 
 import argparse
-import ast
 import io
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from .arguments import count, keyword
 from .errors import UserError
 
 if TYPE_CHECKING:
@@ -84,9 +84,9 @@ def _add_predict(parser: argparse.ArgumentParser) -> None:
     add("images", nargs="*", metavar="IMAGE", help="a file, a folder to search, or a quoted glob pattern")
     add("--model", default=DEFAULT_MODEL, metavar="NAME", help="name, local-dir:PATH or hf-hub:ID (%(default)s)")
     add("--checkpoint", metavar="FILE", help="weights to use: .safetensors or a state_dict saved by torch")
-    add("--topk", type=_count, default=5, metavar="N", help="classes to show for each image (%(default)s)")
+    add("--topk", type=count, default=5, metavar="N", help="classes to show for each image (%(default)s)")
     add("--device", default="cpu", help="cpu, cuda, cuda:1, ... (%(default)s)")
-    add("--batch-size", type=_count, default=16, metavar="N", help="images at once (%(default)s)")
+    add("--batch-size", type=count, default=16, metavar="N", help="images at once (%(default)s)")
     add("--json", action="store_true", help="write one JSON object a line")
     add("--demo", action="store_true", help="predict the photograph of a cat that scikit-image carries")
     add("--progress", action=argparse.BooleanOptionalAction, help="a progress bar (if stderr is a terminal)")
@@ -117,7 +117,7 @@ def _add_validate(parser: argparse.ArgumentParser) -> None:
     add("--data", "--data-dir", default="", metavar="PATH", help="ImageFolder, tar, folder of parquet or webdataset")
     add("--dataset", default="", metavar="NAME", help="timm's name of the data: hfds/..., hfids/..., wds/, torch/...")
     add("--split", default="", metavar="NAME", help="of the data (validation, or else test)")
-    add("--num-samples", type=_count, metavar="N", help="images in a stream whose length is not known")
+    add("--num-samples", type=count, metavar="N", help="images in a stream whose length is not known")
     add("--class-map", default="", metavar="FILE", help="classes of the model in its order, a line each as in the data")
     add("--input-key", metavar="KEY", help="where the data has its images")
     add("--target-key", metavar="KEY", help="where the data has its classes")
@@ -132,12 +132,12 @@ def _add_validate(parser: argparse.ArgumentParser) -> None:
     add("--valid-labels", default="", metavar="FILE", help="numbers of the outputs to compare, a line each")
     add("--checkpoint", default="", metavar="FILE", help="weights to use instead of the model's own")
     add("--use-ema", action="store_true", help="of a checkpoint, the moving average of its weights")
-    add("--num-classes", type=_count, metavar="N", help="classes that the model must have")
-    add("--img-size", type=_count, metavar="N", help="pixels of the input (the model's)")
+    add("--num-classes", type=count, metavar="N", help="classes that the model must have")
+    add("--img-size", type=count, metavar="N", help="pixels of the input (the model's)")
     add("--crop-pct", type=_fraction, metavar="X", help="centre crop (the model's)")
     add("--crop-mode", default="", choices=["center", "squash", "border"], help="(the model's)")
     add("--interpolation", default="", choices=["bilinear", "bicubic", "nearest", "lanczos"], help="(the model's)")
-    add("--batch-size", "-b", type=_count, default=256, metavar="N", help="images at once (%(default)s)")
+    add("--batch-size", "-b", type=count, default=256, metavar="N", help="images at once (%(default)s)")
     add("--workers", "-j", type=int, default=4, metavar="N", help="processes that load images (%(default)s)")
     add("--device", default="", help="cpu, cuda, cuda:1, ... (a GPU if there is one)")
     add("--amp", action="store_true", help="mixed precision by autocast")
@@ -185,7 +185,7 @@ def _add_publish(parser: argparse.ArgumentParser) -> None:
 def _add_conversion(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--model", default="", metavar="NAME", help="the model that the weights are of (recognised by its tensors)")
-    add("--model-kwargs", type=_keyword, default=[], nargs="+", action="extend", metavar="KEY=VALUE", help=KWARGS)
+    add("--model-kwargs", type=keyword, default=[], nargs="+", action="extend", metavar="KEY=VALUE", help=KWARGS)
     add("--dtype", choices=["float32", "float16", "bfloat16"], help="of the weights (half precision stays as it is)")
     add("--no-ema", dest="use_ema", action="store_false", help="not the moving average that training kept")
     add("--drop", action="append", default=[], metavar="PATTERN", help="leave keys behind, as 'aux_head.*'; repeatable")
@@ -228,8 +228,8 @@ def _published(options: argparse.Namespace) -> int:
 def _add_plan(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--model", default=DEFAULT_MODEL, metavar="NAME", help="whose lambda layers are planned (%(default)s)")
-    add("--img-size", type=_count, metavar="N", help="pixels of the input (the model's)")
-    add("--batch-size", "-b", type=_count, default=8, metavar="N", help="images at once (%(default)s)")
+    add("--img-size", type=count, metavar="N", help="pixels of the input (the model's)")
+    add("--batch-size", "-b", type=count, default=8, metavar="N", help="images at once (%(default)s)")
     add("--training", action="store_true", help="with the backward pass")
     add("--device", default="cpu", help="cpu or cuda; it need not be there to plan (%(default)s)")
     add("--dtype", default="float32", choices=["float32", "float16", "bfloat16"], help="(%(default)s)")
@@ -263,11 +263,11 @@ def _add_benchmark(parser: argparse.ArgumentParser) -> None:
     add("--device", default="", help="cpu, cuda, cuda:1, ... (a GPU if there is one)")
     add("--amp", action="store_true", help="mixed precision by autocast")
     add("--amp-dtype", default="bfloat16", choices=["float16", "bfloat16"], help="(%(default)s)")
-    add("--batch-size", "-b", type=_count, nargs="+", default=[], metavar="N", help="batches to measure (the part's)")
+    add("--batch-size", "-b", type=count, nargs="+", default=[], metavar="N", help="batches to measure (the part's)")
     add("--shapes", nargs="+", default=[], metavar="DIM,SIZE,SCOPE", help="of the layer: 512,14,23 (a grid)")
     add("--models", nargs="+", default=[], metavar="NAME@SIZE", help="or quoted patterns: 'lambdaresnet50@*' (all)")
-    add("--repeats", type=_count, default=7, metavar="N", help="rounds at most, each of all in turn (%(default)s)")
-    add("--threads", type=_count, metavar="N", help="of the CPU (torch's choice)")
+    add("--repeats", type=count, default=7, metavar="N", help="rounds at most, each of all in turn (%(default)s)")
+    add("--threads", type=count, metavar="N", help="of the CPU (torch's choice)")
     add("--memory", type=_positive, default=8.0, metavar="GIB", help="that one pass may take on a CPU (%(default)s)")
     add("--quick", action="store_true", help="a few shapes and batches: whether it runs, in about a minute")
     add("--check", action="store_true", help="exit with 1 if a target of the project is missed")
@@ -317,12 +317,6 @@ def _conversion(options: argparse.Namespace) -> "Options":
     )
 
 
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of at least 1")
-    return int(text)
-
-
 def _positive(text: str) -> float:
     try:
         value = float(text)
@@ -348,13 +342,3 @@ def _fraction(text: str) -> float:
     if not 0 < value <= 1:
         raise argparse.ArgumentTypeError(f"'{text}' is not a number above 0 and up to 1")
     return value
-
-
-def _keyword(text: str) -> tuple[str, Any]:
-    key, equals, value = text.partition("=")
-    if not equals or not key.isidentifier():
-        raise argparse.ArgumentTypeError(f"'{text}' is not KEY=VALUE")
-    try:
-        return key, ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        return key, value  # a word

@@ -1,8 +1,9 @@
 """The options of `lambdaresnet-zoo detect`, without torch."""
 
 import argparse
-import ast
 from typing import Any
+
+from ...arguments import count, keyword
 
 __all__ = ["add_arguments", "run"]
 
@@ -44,7 +45,7 @@ def _add_data(parser: argparse.ArgumentParser, what: str) -> None:
     add = parser.add_argument
     add("--annotations", required=True, metavar="FILE", help=f"COCO-format JSON of {what}")
     add("--images", required=True, metavar="FOLDER", help="where the images are that it names")
-    add("--limit", type=_count, metavar="N", help="only the first N images")
+    add("--limit", type=count, metavar="N", help="only the first N images")
     add("--image-ids", type=int, nargs="+", default=[], metavar="ID", help="only these images")
     add("--skip-bad", action="store_true", help="leave out annotations and images that are wrong, and list them")
     _add_machine(parser)
@@ -69,7 +70,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     add(
         "--backbone", "--model", default="lambdaresnet50", metavar="NAME", help="this package's or timm's (%(default)s)"
     )
-    add("--model-kwargs", type=_keyword, default=[], nargs="+", metavar="KEY=VALUE", help="options of the backbone")
+    add("--model-kwargs", type=keyword, default=[], nargs="+", metavar="KEY=VALUE", help="options of the backbone")
     start = parser.add_mutually_exclusive_group()
     start.add_argument("--pretrained", action="store_true", help="start from the backbone's public weights")
     start.add_argument("--initial-checkpoint", default="", metavar="FILE", help="start from these weights of it")
@@ -82,28 +83,28 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="paper (130k steps of 256 at 1024 px), overfit, or a .json file of fields (%(default)s)",
     )
-    add("--steps", type=_count, metavar="N", help="(the recipe's, as all that follow)")
-    add("--batch-size", "-b", type=_count, metavar="N", help="images of a pass in each process")
-    add("--grad-accum-steps", type=_count, default=1, metavar="N", help="passes a step (%(default)s)")
-    add("--image-size", "--img-size", type=_count, metavar="N", help="pixels of the square training crop")
+    add("--steps", type=count, metavar="N", help="(the recipe's, as all that follow)")
+    add("--batch-size", "-b", type=count, metavar="N", help="images of a pass in each process")
+    add("--grad-accum-steps", type=count, default=1, metavar="N", help="passes a step (%(default)s)")
+    add("--image-size", "--img-size", type=count, metavar="N", help="pixels of the square training crop")
     add("--opt", metavar="NAME", help="optimiser, by timm's name")
     add("--lr", type=_positive, metavar="X", help="rate after the warm-up (the recipe's, in proportion to the batch)")
     add("--weight-decay", type=_positive, metavar="X", help="not of biases and norms")
-    add("--warmup-steps", type=_count, metavar="N", help="steps in which the rate rises")
+    add("--warmup-steps", type=count, metavar="N", help="steps in which the rate rises")
     add("--clip-grad", type=_positive, metavar="X", help="largest norm of the gradient")
     add("--norm", choices=["live", "frozen", "sync"], help="batch norm; sync is over all processes, on GPUs")
     add("--seed", type=int, default=42, metavar="N", help="(%(default)s)")
     add("--resume", nargs="?", const="", metavar="FILE", help="continue from a checkpoint (that in --output)")
-    add("--checkpoint-steps", type=_count, default=1000, metavar="N", help="between checkpoints (%(default)s)")
+    add("--checkpoint-steps", type=count, default=1000, metavar="N", help="between checkpoints (%(default)s)")
     add("--eval-steps", type=int, default=0, metavar="N", help="between measurements of AP (only at the end)")
-    add("--log-steps", type=_count, default=20, metavar="N", help="between rows of log.csv (%(default)s)")
+    add("--log-steps", type=count, default=20, metavar="N", help="between rows of log.csv (%(default)s)")
 
 
 def _add_validate(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--checkpoint", required=True, metavar="FOLDER", help="the --output of detect train")
     _add_data(parser, "the images")
-    add("--batch-size", "-b", type=_count, default=1, metavar="N", help="images at once (%(default)s)")
+    add("--batch-size", "-b", type=count, default=1, metavar="N", help="images at once (%(default)s)")
     add("--output", default="", metavar="PATH", help="write COCO results to PATH.bbox.json and PATH.segm.json")
     add("--results", default="", metavar="FILE", help="append the figures to a csv file")
 
@@ -119,12 +120,6 @@ def _add_predict(parser: argparse.ArgumentParser) -> None:
     add("--progress", action=argparse.BooleanOptionalAction, help="a progress bar (if stderr is a terminal)")
 
 
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of at least 1")
-    return int(text)
-
-
 def _positive(text: str) -> float:
     try:
         value = float(text)
@@ -133,13 +128,3 @@ def _positive(text: str) -> float:
     if not 0 <= value < float("inf"):
         raise argparse.ArgumentTypeError(f"'{text}' is not a number of at least 0")
     return value
-
-
-def _keyword(text: str) -> tuple[str, Any]:
-    key, equals, value = text.partition("=")
-    if not equals or not key.isidentifier():
-        raise argparse.ArgumentTypeError(f"'{text}' is not KEY=VALUE")
-    try:
-        return key, ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        return key, value  # a word

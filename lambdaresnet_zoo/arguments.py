@@ -1,0 +1,25 @@
+"""Values on command lines, for argparse: each takes a text, or says what is wrong with it."""
+
+import argparse
+import ast
+from typing import Any
+
+__all__ = ["count", "keyword"]
+
+
+def count(text: str) -> int:
+    """A whole number of at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of at least 1")
+    return int(text)
+
+
+def keyword(text: str) -> tuple[str, Any]:
+    """KEY=VALUE, the value a Python literal or else a word."""
+    key, equals, value = text.partition("=")
+    if not equals or not key.isidentifier():
+        raise argparse.ArgumentTypeError(f"'{text}' is not KEY=VALUE")
+    try:
+        return key, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return key, value  # a word
