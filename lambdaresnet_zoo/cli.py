@@ -244,7 +244,7 @@ def _plan(options: argparse.Namespace) -> int:
     from .tasks import plan
 
     if options.fit:
-        return plan.fit(options.fit, options.device, options.progress)
+        return plan.fit(options.fit, options.device, options.dtype, options.progress)
     return plan.explain(
         options.model.partition(".")[0],
         options.img_size,

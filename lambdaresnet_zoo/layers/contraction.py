@@ -54,7 +54,8 @@ def content_lambda(keys: Tensor, values: Tensor, key_norm: str) -> Tensor:
     if torch.jit.is_scripting():  # TorchScript knows no autocast context with a runtime device
         return _content_lambda(keys, values, key_norm)
     device = keys.device.type  # not all know autocast: the meta device, on which timm checks shapes, raises
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+    known = torch.compiler.is_compiling() or torch.amp.is_autocast_available(device)  # no call that torch 2.11 compiles
+    if known and torch.is_autocast_enabled(device):
         with torch.autocast(device_type=device, enabled=False):
             return _content_lambda(keys, values, key_norm)
     return _content_lambda(keys, values, key_norm)

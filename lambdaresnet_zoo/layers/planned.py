@@ -204,7 +204,7 @@ def run(
             output = query_order.forward(q, v, table, c, plan.tiling, cache)
         else:
             parts = [
-                plain_output(q[i], v[i], table.to(q.dtype), None if c is None else c[i], height, width, plan.order)
+                plain_output(q[i], v[i], table, None if c is None else c[i], height, width, plan.order)
                 for i in _chunks(q.shape[0], plan.chunk)
             ]
             output = torch.cat(parts) if parts else q.new_empty(0, q.shape[1], v.shape[1], q.shape[3])
@@ -240,10 +240,12 @@ def gradients(
     with _without_autocast(queries.device.type):
         q, v, c = _computed(queries, values, lambdas)
         g = gradient.to(q.dtype)
+        # Where the table's gradient is summed; half precision would lose most of it.
+        wide = table.to(torch.promote_types(torch.promote_types(table.dtype, q.dtype), torch.float32))
         if plan.tiling is not None:
-            found = query_order.backward(g, q, v, table.to(q.dtype), c, plan.tiling)
+            found = query_order.backward(g, q, v, wide, c, plan.tiling)
         else:
-            found = _plain_gradients(g, q, v, table.to(q.dtype), c, height, width, plan)
+            found = _plain_gradients(g, q, v, wide, c, height, width, plan)
         of_lambdas = None if lambdas is None or found[3] is None else found[3].to(lambdas.dtype)
         return found[0].to(queries.dtype), found[1].to(values.dtype), found[2].to(table.dtype), of_lambdas
 

@@ -79,10 +79,11 @@ def backward(
     query_maps = of_queries.view(batch, heads, k, tiling.y.size, tiling.x.size)
     gradients = _Grid(gradient, values, tiling)
     of_values = grid.padded_values.new_zeros(grid.padded_values.shape)
+    # The gradient of the table sums over more than any other: in its own dtype, which is float32 at least.
     of_table = torch.zeros_like(table, memory_format=torch.contiguous_format)
     buffer = queries.new_empty(0)
     for row, block in _blocks(table, tiling, queries.dtype, cache=False):
-        of_block = torch.zeros_like(block)
+        of_block = torch.zeros_like(block, dtype=table.dtype)
         for images in grid.chunks():
             q = grid.tile_queries(images, row)  # [N, bH, K]
             windows = grid.windows(images, row)  # [b, V, UM]
@@ -101,7 +102,10 @@ def backward(
             torch.bmm(arriving.transpose(1, 2), repeated, out=of_scores)
             by_position = of_scores.transpose(0, 1)  # [N, bH, UM], no copy
             grid.add_tiles(query_maps, torch.bmm(by_position, block.transpose(1, 2)).permute(1, 2, 0), images, row)
-            of_block.baddbmm_(q.transpose(1, 2), by_position)
+            if of_block.dtype == q.dtype:
+                of_block.baddbmm_(q.transpose(1, 2), by_position)
+            else:
+                of_block += torch.bmm(q.transpose(1, 2), by_position)
         of_table += embeddings_backward(of_block, table, tiling, row)
     return of_queries, grid.cropped(of_values).reshape(batch, v, u, n), of_table, of_lambdas
 

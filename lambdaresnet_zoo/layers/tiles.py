@@ -113,17 +113,32 @@ def embeddings_backward(gradient: Tensor, table: Tensor, tiling: Tiling, row: in
     y, x = tiling.y, tiling.x
     k, u = table.shape[:2]
     gradient = gradient.reshape(y.tile, x.tile, k, u, y.window, x.window)
-    rows = gradient.new_zeros(y.tile, k, u, y.window, x.tile + x.window - 1)
-    for i in range(x.tile):
-        start = x.tile - 1 - i
-        rows[..., start : start + x.window] += gradient[:, i]
-    padded = gradient.new_zeros(k, u, y.tile + y.window - 1, x.tile + x.window - 1)
-    for i in range(y.tile):
-        start = y.tile - 1 - i
-        padded[:, :, start : start + y.window] += rows[i]
+    rows = _sum_diagonals(gradient.movedim(1, -2))  # [y, K, U, window, offsets]
+    padded = _sum_diagonals(rows.permute(1, 2, 4, 0, 3)).transpose(-1, -2)  # [K, U, offsets, offsets]
     top, bottom = _margins(y, table.shape[2], row)
     left, right = _margins(x, table.shape[3], 0)
     return F.pad(padded, (-left, -right, -top, -bottom))
+
+
+def _sum_diagonals(pairs: Tensor) -> Tensor:
+    """Sums over the pairs of equal offset: [..., queries, context] to [..., queries + context - 1].
+
+    Entry (j - i + queries - 1) takes query i and context j.
+    """
+    queries, context = pairs.shape[-2:]
+    if pairs.device.type == "cpu":
+        sums = pairs.new_zeros(*pairs.shape[:-2], queries + context - 1)
+        for i in range(queries):
+            sums[..., queries - 1 - i : queries - 1 - i + context] += pairs[..., i, :]
+        return sums
+    return _shift_and_sum(pairs)  # elsewhere each of those additions is a launch, which takes longer than it does
+
+
+def _shift_and_sum(pairs: Tensor) -> Tensor:
+    """:func:`_sum_diagonals` in a few calls: rows one longer than there are offsets, read as if they were not."""
+    queries, context = pairs.shape[-2:]
+    shifted = F.pad(pairs.flip(-2), (0, queries)).flatten(-2)[..., :-queries]
+    return shifted.unflatten(-1, (queries, queries + context - 1)).sum(-2)
 
 
 def _margins(axis: Axis, extent: int, index: int) -> tuple[int, int]:

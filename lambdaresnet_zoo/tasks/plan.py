@@ -6,6 +6,7 @@ import platform
 import statistics
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -46,9 +47,12 @@ GRID = (
     (128, 28, 0, 2),
     (32, 8, 7, 64),
 )
-SAMPLES = 3
+SAMPLES = {"cpu": 3}
+MANY = 9  # of other devices, whose passes are short
+LARGER = 16  # times the batches of GRID are timed too on them
 SLOWEST = 0.5  # seconds predicted, beyond which a candidate is not run
 FURTHEST = 2.0  # times the fastest of its order, by the costs that there are, beyond which one is not run
+MOST = 12  # of one order and shape that are run on other devices than a CPU, those predicted to be fastest
 # MiB of a chunk's scores, which should stay in cache, forward and in training; and in all.
 SCRATCH = {"cpu": (6, 3, 256)}
 OTHER = (256, 256, 1024)
@@ -115,7 +119,7 @@ def _note(shapes: dict[Shape, list[str]], path: str, batch: int) -> Any:
     return hook
 
 
-def fit(path: Path, device: str = "cpu", progress: bool | None = None) -> int:
+def fit(path: Path, device: str = "cpu", dtype: str = "float32", progress: bool | None = None) -> int:
     """Time every order at the shapes of ``GRID`` on this machine, and write the cost model that fits.
 
     Sets of coefficients for other kinds of device are taken over from the file that is there, or from the package's.
@@ -123,6 +127,7 @@ def fit(path: Path, device: str = "cpu", progress: bool | None = None) -> int:
     Args:
         path: the json to write; ``LAMBDARESNET_ZOO_COSTS`` names it to the layers.
         device: ``cpu``, ``cuda``, ...
+        dtype: name of queries' and values' type; one fit serves all of a device, so take the one that is trained in.
         progress: a progress bar; by default if stderr is a terminal.
 
     Returns:
@@ -139,15 +144,16 @@ def fit(path: Path, device: str = "cpu", progress: bool | None = None) -> int:
     kind = torch.device(device).type
     forward, training, memory = SCRATCH.get(kind, OTHER)
     found: dict[str, Any] = {
-        "measured": f"on {_machine(device)}, {torch.get_num_threads()} threads, torch {torch.__version__}",
+        "measured": f"on {_machine(device)}, {dtype}, torch {torch.__version__}",
         "scratch_mib": {"forward": forward, "training": training},
         "memory_mib": memory,
     }
     shown = sys.stderr.isatty() if progress is None else progress
+    grid = GRID if kind == "cpu" else (*GRID, *((*case[:3], LARGER * case[3]) for case in GRID))
     for mode in ("forward", "training"):
         rows: dict[str, list[tuple[dict[str, float], float]]] = {}
-        for case in tqdm(GRID, desc=mode, disable=not shown, dynamic_ncols=True):
-            for plan, counts, seconds in _time(case, device, mode == "training"):
+        for case in tqdm(grid, desc=mode, disable=not shown, dynamic_ncols=True):
+            for plan, counts, seconds in _time(case, device, getattr(torch, dtype), mode == "training"):
                 rows.setdefault(plan.order, []).append((counts, seconds))
         found[mode] = {order: _least_squares(rows[order]) for order in IMPLEMENTATIONS if order in rows}
         for order, coefficients in found[mode].items():
@@ -165,36 +171,54 @@ def fit(path: Path, device: str = "cpu", progress: bool | None = None) -> int:
     return 0
 
 
-def _time(case: tuple[int, int, int, int], device: str, training: bool) -> list[tuple[Plan, dict[str, float], float]]:
+def _time(
+    case: tuple[int, int, int, int], device: str, dtype: torch.dtype, training: bool
+) -> list[tuple[Plan, dict[str, float], float]]:
     """Every candidate of one shape: its plan, its counts, its seconds."""
     channels, side, scope, batch = case
     heads, k, v, n = 4, 16, channels // 4, side * side
     extent = scope or 2 * side - 1
     shape = Shape(batch, heads, k, v, 1, side, side, extent, extent)
     generator = torch.Generator().manual_seed(0)
-    sizes = ((batch, heads, k, n), (batch, v, 1, n), (k, 1, extent, extent), (batch, k, v))
-    queries, values, table, lambdas = (torch.randn(size, generator=generator).to(device) for size in sizes)
-    gradient = torch.randn(batch, heads, v, n, generator=generator).to(device)
+    sizes = ((batch, heads, k, n), (batch, v, 1, n), (batch, k, v), (batch, heads, v, n))
+    queries, values, lambdas, gradient = (torch.randn(size, generator=generator).to(device, dtype) for size in sizes)
+    table = torch.randn(k, 1, extent, extent, generator=generator).to(device)
+    tensors = (queries, values, table, lambdas)
     timed = []
-    found = candidates(shape, torch.float32, torch.device(device).type, training)
+    kind = torch.device(device).type
+    found = candidates(shape, dtype, kind, training)
     found = [replace(plan, note="") for plan in found if plan.note in ("", NOT_MEASURED)]
     fastest = {
         order: min((plan.seconds for plan in found if plan.order == order), default=0.0) for order in IMPLEMENTATIONS
     }
-    for plan in found:
+    ran: Counter[str] = Counter()
+    for plan in sorted(found, key=lambda plan: plan.seconds):
+        ran[plan.order] += 1
+        if kind != "cpu" and ran[plan.order] > MOST:
+            continue
         if math.isfinite(plan.seconds) and plan.seconds > min(SLOWEST, FURTHEST * fastest[plan.order]):
             continue
         samples = []
-        for _ in range(SAMPLES + 1):
+        for _ in range(SAMPLES.get(kind, MANY) + 1):
             _wait(device)
             start = time.perf_counter()
-            planned.run(plan, queries, values, table, lambdas, side, side, cache=not training)
-            if training:
-                planned.gradients(plan, gradient, queries, values, table, lambdas, side, side)
+            _contract(plan, tensors, gradient if training else None, side)
             _wait(device)
             samples.append(time.perf_counter() - start)
         timed.append((plan, features(shape, plan), statistics.median(samples[1:])))
     return timed
+
+
+def _contract(plan: Plan, tensors: tuple[Tensor, Tensor, Tensor, Tensor], gradient: Tensor | None, side: int) -> None:
+    """As the layer does it: forward, or where there is a gradient of the output, forward and backward."""
+    if gradient is not None and plan.order == "kernel":  # has gradients of its own
+        queries, values, table, lambdas = leaves = [tensor.detach().requires_grad_() for tensor in tensors]
+        output = planned.grid_output(queries, values, table, lambdas, side, side, "kernel")
+        torch.autograd.grad(output, leaves, gradient)
+        return
+    planned.run(plan, *tensors, side, side, cache=gradient is None)
+    if gradient is not None:
+        planned.gradients(plan, gradient, *tensors, side, side)
 
 
 def _least_squares(rows: Sequence[tuple[dict[str, float], float]], rounds: int = 2000) -> dict[str, float]:
@@ -220,4 +244,6 @@ def _wait(device: str) -> None:
 
 
 def _machine(device: str) -> str:
-    return torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else platform.machine()
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()}, {torch.get_num_threads()} threads"

@@ -252,3 +252,14 @@ def test_that_no_kernel_serves_is_told_once_at_debug_level(caplog):
     with caplog.at_level(logging.DEBUG, logger="lambdaresnet_zoo"):
         layer(x), layer(x)
     assert [record.levelname for record in caplog.records if "no fused kernel" in record.message] == ["DEBUG"]
+
+
+@pytest.mark.parametrize(("queries", "context"), [(1, 1), (1, 4), (3, 1), (4, 6)])
+def test_sums_over_equal_offsets_are_one_on_every_device(queries, context):
+    torch.manual_seed(0)
+    pairs = torch.randn(2, queries, 3, context, dtype=torch.float64).transpose(1, 2)
+    expected = torch.zeros(2, 3, queries + context - 1, dtype=torch.float64)
+    for i, j in itertools.product(range(queries), range(context)):
+        expected[..., j - i + queries - 1] += pairs[..., i, j]
+    torch.testing.assert_close(tiles._sum_diagonals(pairs), expected)
+    torch.testing.assert_close(tiles._shift_and_sum(pairs), expected)
