@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .arguments import count, keyword
-from .errors import UserError
+from .errors import UserError, first_line
 
 if TYPE_CHECKING:
     from .conversion.convert import Options
@@ -42,6 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")
     options = _parser().parse_args(arguments)
     try:
+        _check_environment()
         status = options.run(options)
         sys.stdout.flush()
     except UserError as error:
@@ -54,6 +55,28 @@ def main(arguments: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
     return status
+
+
+def _check_environment() -> None:
+    """See that the layers can use what the environment says of their plan, before a model is built.
+
+    Raises:
+        UserError: they cannot.
+    """
+    if not any(name.startswith("LAMBDARESNET_ZOO_") for name in os.environ):
+        return
+    import torch
+
+    from .layers.plan import Shape, make_plan
+
+    forced = os.environ.get("LAMBDARESNET_ZOO_IMPL", "")
+    try:  # whether a kernel can serve is known where its device is
+        make_plan(Shape(*[1] * 9), torch.float32, "cpu", order="lambda" if forced == "kernel" else "auto")
+    except ValueError as error:
+        problem = first_line(error)
+        if problem.startswith("could not convert"):
+            problem = f"LAMBDARESNET_ZOO_MEMORY must be a number of MiB, got {os.environ['LAMBDARESNET_ZOO_MEMORY']!r}"
+        raise UserError(problem) from error
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -237,3 +237,17 @@ def test_broken_pipe_is_no_traceback(draw, checkpoint):
     assert process.stderr.read() == b""
     process.stderr.close()
     assert process.wait() == 141
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("IMPL", "fast", "LAMBDARESNET_ZOO_IMPL must be one of"),
+        ("MEMORY", "lots", "LAMBDARESNET_ZOO_MEMORY must be a number of MiB, got 'lots'"),
+        ("COSTS", "no such file", "LAMBDARESNET_ZOO_COSTS no such file cannot be read"),
+    ],
+)
+def test_an_environment_that_no_plan_can_use_is_one_line(command, monkeypatch, name, value, told):
+    monkeypatch.setenv(f"LAMBDARESNET_ZOO_{name}", value)
+    status, out, err = command("published")
+    assert status == 2 and out == [] and len(err) == 1 and err[0].startswith(f"error: {told}")

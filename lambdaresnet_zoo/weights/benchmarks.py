@@ -102,10 +102,10 @@ def _of_machines(rows: Sequence[Row], table: Callable[[Sequence[Row]], str]) -> 
         first = machine[0]
         where = f"Measured on {first['device']}, {first['threads']} thread(s), {first['precision']}, "
         where += f"torch {first['torch']}, timm {first['timm']}."
-        parts += [table(machine), "", where]
+        parts.append(f"{table(machine)}\n\n{where}")
     if not any(is_gpu(row) for row in rows):
         parts[-1] += " Not measured on a GPU."
-    return "\n".join(parts)
+    return "\n\n".join(parts)
 
 
 def is_gpu(row: Row) -> bool:

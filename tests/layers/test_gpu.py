@@ -1,6 +1,6 @@
 """The layer on a GPU, in every order and dtype, against the float64 reference; half precision over many steps.
 
-The kernels alone are tested in ``kernels``.
+The kernels alone are tested in ``kernels``; where they are refused they are left out here, too.
 """
 
 import pytest
@@ -10,6 +10,7 @@ from torch import nn
 
 from lambdaresnet_zoo.layers import LambdaLayer, planned
 from lambdaresnet_zoo.layers.contraction import plain_output
+from lambdaresnet_zoo.layers.kernels import unavailable
 from lambdaresnet_zoo.layers.plan import Plan, Shape, candidates
 
 pytestmark = pytest.mark.skipif("not torch.cuda.is_available()", reason="for a GPU")
@@ -26,6 +27,9 @@ SHAPES = {
 }
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-2, torch.bfloat16: 2e-2}
 NAMES = ("queries", "values", "table", "lambdas")
+KERNEL = pytest.param(
+    "kernel", marks=pytest.mark.skipif(bool(unavailable(torch.device("cuda"), torch.float16)), reason="refused")
+)
 
 
 def plans(shape: Shape, dtype: torch.dtype, training: bool) -> list[Plan]:
@@ -54,7 +58,7 @@ def test_every_order_is_the_reference(case, dtype, monkeypatch):
     wanted = plain_output(*exact, height, width, "convolution" if n > 1000 else "lambda")
     wanted_gradients = torch.autograd.grad(wanted, exact, cotangent.double())
     kinds = plans(Shape(batch, heads, k, v, u, height, width, *scope), dtype, True)
-    assert {plan.order for plan in kinds} >= {"lambda", "query", "convolution", "kernel"}
+    assert {plan.order for plan in kinds} >= {"lambda", "query", "convolution"}
     for plan in kinds:
         if plan.order == "kernel":
             leaves = [tensor.clone().requires_grad_() for tensor in given]
@@ -75,7 +79,7 @@ def test_every_order_is_the_reference(case, dtype, monkeypatch):
             )
 
 
-@pytest.mark.parametrize("order", ["auto", "kernel"])
+@pytest.mark.parametrize("order", ["auto", KERNEL])
 def test_compiled_whole_it_is_the_same(order):
     torch.manual_seed(0)
     layer = LambdaLayer(64, scope=7, order=order).cuda()
@@ -89,11 +93,8 @@ def test_compiled_whole_it_is_the_same(order):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("order", "dtype"),
-    [(order, torch.float16) for order in ("auto", "lambda", "convolution", "kernel")] + [("auto", torch.bfloat16)],
-    ids=str,
-)
+@pytest.mark.parametrize("order", ["auto", "lambda", "convolution", KERNEL])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_a_thousand_steps_of_half_precision_have_no_nan(order, dtype, monkeypatch):
     monkeypatch.setenv("LAMBDARESNET_ZOO_IMPL", "" if order == "auto" else order)
     torch.manual_seed(0)

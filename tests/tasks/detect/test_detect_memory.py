@@ -3,8 +3,9 @@
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
-from lambdaresnet_zoo.tasks.detect import memory
+from lambdaresnet_zoo.tasks.detect import memory, overfit
 from lambdaresnet_zoo.tasks.detect.recipe import RECIPES
 from lambdaresnet_zoo.weights.files import read_rows
 
@@ -41,3 +42,12 @@ def test_the_readme_has_the_figures_of_the_results():
     recipe = RECIPES["overfit"]
     assert (overfit["steps"], overfit["batch_size"]) == (str(recipe.steps), str(recipe.batch_size))
     assert f"after {recipe.steps} steps of two" in flat
+
+
+def test_pictures_side_by_side():
+    pictures = [Image.new("RGB", size, color) for size, color in (((1280, 480), "red"), ((20, 20), "blue"))]
+    whole = overfit.montage([*pictures, pictures[1]])
+    assert whole.size == (2 * 656, 2 * 496)
+    assert whole.getpixel((328, 248)) == (255, 0, 0) and whole.getpixel((328, 100)) == (255, 255, 255)
+    assert whole.getpixel((656 + 328, 248)) == (0, 0, 255) and whole.getpixel((656 + 328, 496 + 248)) == (255,) * 3
+    assert whole.getpixel((328, 496 + 248)) == (0, 0, 255)
