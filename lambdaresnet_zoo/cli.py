@@ -71,6 +71,7 @@ def _parser() -> argparse.ArgumentParser:
         ("plan", _plan, _add_plan),
         ("benchmark", _benchmark, _add_benchmark),
         ("detect", _detect, _add_detect),
+        ("train", _train, _add_train),
     ):
         summary = (run.__doc__ or "").splitlines()[0].rstrip(".")
         task = tasks.add_parser(name, help=summary[0].lower() + summary[1:], description=f"{summary}.")
@@ -293,6 +294,19 @@ def _add_detect(parser: argparse.ArgumentParser) -> None:
 def _detect(options: argparse.Namespace) -> int:
     """Train, validate and apply detectors on COCO-format data."""
     from .tasks.detect.command import run
+
+    return run(options)
+
+
+def _add_train(parser: argparse.ArgumentParser) -> None:
+    from .tasks.train.command import add_arguments
+
+    add_arguments(parser)
+
+
+def _train(options: argparse.Namespace) -> int:
+    """Train or fine-tune a classifier, on one machine or many."""
+    from .tasks.train.command import run
 
     return run(options)
 

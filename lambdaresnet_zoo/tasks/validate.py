@@ -68,6 +68,8 @@ class Measurement:
     loss_sum: float = 0.0
     per_class: Tensor = field(default_factory=lambda: torch.zeros((3, 0), dtype=torch.int64))
     """[3, classes] int64: images scored, right in the first, right in the first five."""
+    confusion: Tensor | None = None
+    """[classes, classes] int64, images by their class (row) and the predicted one, where it was asked for."""
     bad: list[tuple[str, str]] = field(default_factory=list)
     """Images that were left out, and why."""
     seconds: float = 0.0
@@ -104,6 +106,7 @@ def measure(
     loading: Loading | None = None,
     precision: Precision | None = None,
     real: Mapping[str, Sequence[int]] | None = None,
+    confusion: bool = False,
 ) -> Measurement:
     """Measure a model on this process's share of the data, and add up over the processes.
 
@@ -116,6 +119,7 @@ def measure(
         loading: batch size, workers, what to do with damaged images.
         precision: autocast, memory format, compilation.
         real: ImageNet-ReaL's classes by file name; images without any are not scored.
+        confusion: count which class is taken for which, too.
 
     Returns:
         The counts. After Ctrl-C those of this process so far, with ``partial`` set.
@@ -127,7 +131,7 @@ def measure(
     if precision.channels_last:
         model = model.to(memory_format=torch.channels_last)
     network: Any = torch.compile(model, backend=precision.compile) if precision.compile else model
-    loop = _Loop(network, classes, device, precision, real)
+    loop = _Loop(network, classes, device, precision, real, confusion)
     loader = create_loader(
         data.images,
         input_size=config["input_size"],
@@ -180,6 +184,7 @@ class _Loop:
         device: torch.device,
         precision: Precision,
         real: Mapping[str, Sequence[int]] | None,
+        confusion: bool = False,
     ):
         self.network = network
         self.classes = classes
@@ -188,6 +193,8 @@ class _Loop:
         self.real = real
         self.valid = torch.tensor(classes.valid, device=device) if classes.valid else None
         self.totals = torch.zeros((3, classes.count), dtype=torch.int64, device=device)
+        pairs = classes.count**2 if confusion else 0
+        self.pairs = torch.zeros(pairs, dtype=torch.int64, device=device)
         self.loss = torch.zeros((), dtype=torch.float64, device="cpu" if device.type == "mps" else device)
         self.seen = 0
         self.bad: list[tuple[str, str]] = []
@@ -224,6 +231,8 @@ class _Loop:
             right, scored = self._real(predicted, batch.names)
         rows = torch.stack([scored, right[:, 0].long(), right.any(1).long()])
         self.totals.index_add_(1, batch.target, rows)
+        if len(self.pairs):
+            self.pairs.index_add_(0, batch.target * self.classes.count + predicted[:, 0], scored)
         self.loss += loss.to(self.loss.device).double() * len(images)
         self.seen += len(images)
 
@@ -259,7 +268,8 @@ class _Loop:
         """The sums as a measurement."""
         totals = self.totals.cpu()
         count, top1, top5 = totals.sum(1).tolist()
-        return Measurement(count, top1, top5, self.seen, float(self.loss), totals, self.bad, seconds)
+        pairs = self.pairs.cpu().reshape(self.classes.count, -1) if len(self.pairs) else None
+        return Measurement(count, top1, top5, self.seen, float(self.loss), totals, pairs, self.bad, seconds)
 
 
 def _over_processes(own: Measurement) -> Measurement:
@@ -277,6 +287,7 @@ def _over_processes(own: Measurement) -> Measurement:
         seen=sum(part.seen for part in gathered),
         loss_sum=sum(part.loss_sum for part in gathered),
         per_class=torch.stack([part.per_class for part in gathered]).sum(0),
+        confusion=None if own.confusion is None else torch.stack([part.confusion for part in gathered]).sum(0),
         bad=[entry for part in gathered for entry in part.bad],
         seconds=max(part.seconds for part in gathered),
     )

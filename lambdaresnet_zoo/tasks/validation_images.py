@@ -175,8 +175,7 @@ class StreamedImages(IterableDataset):
         from timm.data.readers.reader_wds import WdsTargetKeyError, _decode  # timm's pipeline only logs errors
 
         reader = self.reader
-        shards = [os.path.join(reader.root, name) for name in reader.split_info.filenames]
-        stages = [webdataset.SimpleShardList(shards), reader._split_by_node_and_worker]
+        stages = [webdataset.SimpleShardList(self._shards()), reader._split_by_node_and_worker]
         stages.append(webdataset.tarfile_to_samples(handler=webdataset.reraise_exception))
         for sample in webdataset.DataPipeline(*stages):
 
@@ -203,6 +202,10 @@ class StreamedImages(IterableDataset):
                     return decoded["jpg"], self._mapped(decoded["target"])
 
             yield f"{sample.get('__url__', '')}: {sample['__key__']}", read
+
+    def _shards(self) -> list[str]:
+        """Paths of all shards, in the order in which they are shared out."""
+        return [os.path.join(self.reader.root, name) for name in self.reader.split_info.filenames]
 
     def _examples(self) -> Iterator[tuple[str, Any]]:
         import datasets
