@@ -65,6 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, run, add_arguments in (
         ("predict", _predict, _add_predict),
         ("validate", _validate, _add_validate),
+        ("label", _label, _add_label),
         ("convert", _convert, _add_convert),
         ("publish", _publish, _add_publish),
         ("published", _published, _add_published),
@@ -161,6 +162,19 @@ def _validate(options: argparse.Namespace) -> int:
     if options.workers < 0:
         options.parser.error(f"--workers {options.workers} is less than 0")
     return run(Options(**{field.name: getattr(options, field.name) for field in fields(Options)}))
+
+
+def _add_label(parser: argparse.ArgumentParser) -> None:
+    from .tasks.label.command import add_arguments
+
+    add_arguments(parser)
+
+
+def _label(options: argparse.Namespace) -> int:
+    """Label images without labels by a teacher, to train on them."""
+    from .tasks.label.command import run
+
+    return run(options)
 
 
 def _add_convert(parser: argparse.ArgumentParser) -> None:

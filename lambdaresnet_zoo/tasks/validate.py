@@ -25,7 +25,7 @@ from .validation_classes import Classes
 from .validation_data import Validation
 from .validation_images import Batch, Collate
 
-__all__ = ["Loading", "Measurement", "Precision", "measure", "resolve_input"]
+__all__ = ["Loading", "Measurement", "Precision", "image_loader", "measure", "resolve_input"]
 
 TOP = 5
 REFRESH = 0.5  # seconds between two looks at the running figure, which waits for a GPU
@@ -132,21 +132,7 @@ def measure(
         model = model.to(memory_format=torch.channels_last)
     network: Any = torch.compile(model, backend=precision.compile) if precision.compile else model
     loop = _Loop(network, classes, device, precision, real, confusion)
-    loader = create_loader(
-        data.images,
-        input_size=config["input_size"],
-        batch_size=loading.batch_size,
-        interpolation=config["interpolation"],
-        mean=config["mean"],
-        std=config["std"],
-        crop_pct=config["crop_pct"],
-        crop_mode=config["crop_mode"],
-        num_workers=loading.workers,
-        device=device,
-        collate_fn=Collate(tuple(config["input_size"])),
-        worker_seeding=_leave_interrupts,
-        persistent_workers=False,
-    )
+    loader = image_loader(data.images, config, device, loading)
     total = data.count if data.kind in ("wds", "hfids") else len(data.images)  # type: ignore[arg-type]
     shown = tqdm(total=total, unit="image", disable=not loading.progress, dynamic_ncols=True)
     start = time.perf_counter()
@@ -172,6 +158,32 @@ def measure(
     found = loop.result(time.perf_counter() - start)
     found.partial = partial
     return found if partial else _over_processes(found)
+
+
+def image_loader(images: Any, config: Mapping[str, Any], device: torch.device, loading: Loading) -> Any:
+    """Timm's loader over images for evaluation; a damaged one is told by its ``Batch``.
+
+    Args:
+        images: ``IndexedImages`` or ``StreamedImages``.
+        config: preprocessing, as ``resolve_input`` gives it.
+        device: where the batches are put.
+        loading: batch size and workers.
+    """
+    return create_loader(
+        images,
+        input_size=config["input_size"],
+        batch_size=loading.batch_size,
+        interpolation=config["interpolation"],
+        mean=config["mean"],
+        std=config["std"],
+        crop_pct=config["crop_pct"],
+        crop_mode=config["crop_mode"],
+        num_workers=loading.workers,
+        device=device,
+        collate_fn=Collate(tuple(config["input_size"])),
+        worker_seeding=_leave_interrupts,
+        persistent_workers=False,
+    )
 
 
 class _Loop:

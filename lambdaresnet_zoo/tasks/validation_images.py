@@ -7,7 +7,7 @@ The readers, the decoding and the transform are timm's.
 
 import io
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -96,7 +96,7 @@ class IndexedImages(Dataset):
 
     def __init__(self, dataset: Any, process: int = 0, processes: int = 1, named: bool = False):
         self.dataset = dataset
-        self.indices = range(process, len(dataset), processes)
+        self.indices: Sequence[int] = range(process, len(dataset), processes)
         self.named = named
 
     def __len__(self) -> int:
@@ -118,7 +118,7 @@ class IndexedImages(Dataset):
         """What gives the image, which may be damaged, and its class."""
         if not isinstance(self.dataset, ImageDataset):
             image, target = self.dataset[index]
-            return lambda: image, _number(target)
+            return lambda: image, self._target(index, target)
         reader = self.dataset.reader
         with _keys(reader):
             stream, target = reader[index]
@@ -127,7 +127,10 @@ class IndexedImages(Dataset):
             with stream:
                 return Image.open(stream).convert(self.dataset.input_img_mode)
 
-        return read, _number(target)
+        return read, self._target(index, target)
+
+    def _target(self, index: int, target: Any) -> int:
+        return _number(target)
 
     def _name(self, index: int) -> str:
         try:
