@@ -96,7 +96,9 @@ def _open_stream(
     if found.kind != "wds":
         raise UserError(f"{name}: streams of Hugging Face cannot be trained on here; download them: --dataset hfds/...")
     if options.pseudo_labels:
-        raise UserError("--pseudo-labels cannot be mixed with a stream; give the labelled images as a folder or parquet")
+        raise UserError(
+            "--pseudo-labels cannot be mixed with a stream; give the labelled images as a folder or parquet"
+        )
     reader: Any = found.images.reader  # type: ignore[union-attr]
     shards = len(reader.split_info.filenames)
     if shards < processes:
@@ -105,7 +107,9 @@ def _open_stream(
         raise UserError(f"{name}: how many images the shards hold is not known; give --train-num-samples N")
     classes = _names(options, (), None)
     if not classes:
-        raise UserError(f"{name}: how many classes a stream has is not known; give --num-classes N, or --class-map FILE")
+        raise UserError(
+            f"{name}: how many classes a stream has is not known; give --num-classes N, or --class-map FILE"
+        )
     own = (options.class_map, options.input_key, options.target_key)
     source = Source(options.data, options.dataset, options.train_split, *own)
     other = None if options.val_fraction == 0 else _validation_source(options, source)
@@ -168,7 +172,7 @@ def add_pseudo_labels(data: TrainData, options: TrainOptions) -> None:
 
 def _targets(dataset: Any) -> list[int] | None:
     """The class of every image, where it is known without reading them."""
-    reader = getattr(dataset, "reader", None)
+    reader: Any = getattr(dataset, "reader", None)
     if hasattr(reader, "samples") and hasattr(reader, "class_to_idx"):  # a folder
         return [int(target) for _, target in reader.samples]
     found = getattr(reader, "targets", None)
@@ -241,10 +245,7 @@ def check_images(data: TrainData, options: TrainOptions, process: int, processes
         return
     share = range(process, len(data.images), processes)
     bad = gather(together(lambda: _problems(data.images, share, progress and not process)))
-    if not process:
-        problems = [f"{name}: {text}" for part in bad for _, name, text in part]
-    else:
-        problems = []
+    problems = [] if process else [f"{name}: {text}" for part in bad for _, name, text in part]
     together(lambda: tell_problems(data.name, problems, options.skip_bad))
     wrong = {number for part in bad for number, _, _ in part}
     data.images.indices = [index for number, index in enumerate(data.images.indices) if number not in wrong]
