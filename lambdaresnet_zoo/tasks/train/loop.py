@@ -137,7 +137,9 @@ class Training(TrainState):
         passes = options.grad_accum_steps
         total = torch.zeros((), device=place.device)
         for number in range(passes):
-            batch = next(batches)
+            batch = next(batches, None)
+            if batch is None:
+                raise UserError(f"{self.data.name} ended before step {progress.step + 1}; see --train-num-samples")
             self._note(batch)
             images = batch.images.to(place.device, non_blocking=True)
             target = batch.target.to(place.device, non_blocking=True)

@@ -86,6 +86,8 @@ def make_schedule(optimizer: torch.optim.Optimizer, options: TrainOptions, plan:
         UserError: timm has none of this name, or it is longer than the run.
     """
     arguments = scheduler_kwargs(options)
+    if options.sched == "plateau":  # it looks at each epoch's figures
+        arguments["step_on_epochs"] = True
     if options.warmup_epochs >= options.epochs and not options.warmup_prefix:
         raise UserError(
             f"--warmup-epochs {options.warmup_epochs:g} leave nothing of --epochs {options.epochs}; give fewer"

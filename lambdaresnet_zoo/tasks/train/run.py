@@ -18,7 +18,8 @@ from ..processes import SharedError, take_part, together
 from ..validate import Measurement
 from ..validation_report import wilson
 from .batches import batches
-from .data import TrainData, add_pseudo_labels, check_images, open_data
+from .checks import check_images
+from .data import TrainData, add_pseudo_labels, open_data
 from .evaluation import evaluate, figures
 from .export import draw, export_model
 from .loop import Training
