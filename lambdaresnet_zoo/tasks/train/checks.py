@@ -78,7 +78,7 @@ def _problems(images: Any, numbers: Sequence[int], progress: bool) -> list[tuple
 @contextmanager
 def _own_handles(images: Any) -> Iterator[None]:
     """Timm keeps tars open, and the loader's workers, which come later, would share the handles."""
-    reader = getattr(images.dataset, "reader", None)
+    reader: Any = getattr(images.dataset, "reader", None)
     keeps = getattr(reader, "cache_tarfiles", False)
     if keeps:
         reader.cache_tarfiles = False

@@ -37,7 +37,8 @@ def evaluate(
         progress: show a bar.
 
     Returns:
-        The counts; None where SIGTERM ended it.
+        The counts; None where SIGTERM ended it. Of several processes, which must end together, none ends it: the
+        checkpoint before it is written, and the run stops after it.
 
     Raises:
         UserError: an image cannot be decoded.
@@ -51,7 +52,8 @@ def evaluate(
         raise KeyboardInterrupt  # which measure takes for the end
 
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    signal.signal(signal.SIGTERM, stop)
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        signal.signal(signal.SIGTERM, stop)
     try:
         found = measure(
             network,

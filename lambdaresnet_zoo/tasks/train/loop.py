@@ -124,10 +124,8 @@ class Training(TrainState):
         progress.epoch_count = 0
         self.sums[0] = 0
         self.freezing.set_mode()
-        return not stop.requested or self._save_stopped()
-
-    def _save_stopped(self) -> bool:
-        """Save after an evaluation during which there was a signal."""
+        if not self._look(stop.requested):
+            return True
         self.save()
         return False
 

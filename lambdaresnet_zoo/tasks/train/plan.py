@@ -1,6 +1,6 @@
 """What follows from options and data before the first step: steps, rate, optimiser, schedule."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from ...errors import UserError, first_line
 from .data import TrainData
 from .options import TrainOptions
 
-__all__ = ["Plan", "make_optimizer", "make_plan", "make_schedule"]
+__all__ = ["Plan", "fit_batch", "make_optimizer", "make_plan", "make_schedule"]
 
 AVERAGED = ("ada", "lamb")  # names of optimisers whose rate follows the root of the batch, as in timm's train.py
 
@@ -33,6 +33,15 @@ class Plan:
     def steps(self) -> int:
         """Updates of the run."""
         return self.steps_per_epoch * self.epochs
+
+
+def fit_batch(options: TrainOptions, count: int, processes: int) -> TrainOptions:
+    """The options with a batch that the data fills, where the user has named none."""
+    parts = processes * options.grad_accum_steps
+    if options.sources.get("batch_size") in ("given", "--set") or options.batch_size * parts <= count:
+        return options
+    size = max(1, count // parts)
+    return replace(options, batch_size=size - size % 2 if options.mixes and size > 1 else size)
 
 
 def make_plan(options: TrainOptions, data: TrainData, processes: int) -> Plan:

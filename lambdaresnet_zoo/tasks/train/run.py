@@ -25,7 +25,7 @@ from .export import draw, export_model
 from .loop import Training
 from .model import build_model, input_config
 from .options import TrainOptions, write_args
-from .plan import Plan, make_plan
+from .plan import Plan, fit_batch, make_plan
 from .records import BEST, Diverged, Place
 from .report import describe
 from .transforms import OnDevice, build_transform
@@ -112,15 +112,12 @@ def _check(options: TrainOptions, place: Place) -> None:
             from torch.utils.tensorboard import SummaryWriter  # noqa: F401
         except ImportError as error:
             raise UserError('--tensorboard needs tensorboard: pip install "lambdaresnet-zoo[train]"') from error
-    if place.is_first:
-        _check_output(options, place.output)
+    if place.is_first and options.resume is None and (place.output / LAST).exists() and not options.dry_run:
+        raise UserError(f"{place.output} holds a run; continue it with --resume, or give another --output")
 
 
-def _check_output(options: TrainOptions, output: Path) -> None:
-    if options.resume is None and (output / LAST).exists() and not options.dry_run:
-        raise UserError(f"{output} holds a run; continue it with --resume, or give another --output")
-    if options.dry_run:
-        return
+def _check_output(output: Path) -> None:
+    """Whether the folder of the run can be written to; it is made."""
     probe = output / f".{os.getpid()}.probe"
     try:
         output.mkdir(parents=True, exist_ok=True)
@@ -140,12 +137,19 @@ class _Run:
         check_images(self.data, options, place.process, place.processes, place.progress)
         if options.pseudo_labels:
             together(partial(add_pseudo_labels, self.data, options))
+        self.options = options = fit_batch(options, self.data.count, place.processes)
         self.config: dict[str, Any] = {}
         self.training: Training = together(self._build)
         self.found: tuple[int, Measurement] | None = None
         """The last evaluation and its epoch."""
-        if place.is_first and not options.dry_run:
-            write_args(place.output, options)
+        if not options.dry_run:
+            together(self._claim)
+
+    def _claim(self) -> None:
+        """Take the output folder for this run."""
+        if self.place.is_first:
+            _check_output(self.place.output)
+            write_args(self.place.output, self.options)
 
     def _build(self) -> Training:
         options, place, data = self.options, self.place, self.data

@@ -140,7 +140,7 @@ class TrainState:
         self.states.set_optimizer(self.model, self.optimizer, state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         if self.options.sched == "plateau":
-            self.schedule.load_state_dict(state["schedule"])
+            self.schedule.lr_scheduler.load_state_dict(state["schedule"])  # timm's own leaves its counters out
         self.progress = Progress(**state["progress"])
         self.bad = dict(state["bad"])
         self.sums.copy_(state["sums"])
@@ -162,7 +162,7 @@ class TrainState:
             "model": self.states.model(self.model),
             "optimizer": self.states.optimizer(self.model, self.optimizer),
             "scaler": self.scaler.state_dict(),
-            "schedule": self.schedule.state_dict() if self.options.sched == "plateau" else {},
+            "schedule": self.schedule.lr_scheduler.state_dict() if self.options.sched == "plateau" else {},
             "sums": self.sums,
             "bad": dict(self.bad),
         }

@@ -69,7 +69,7 @@ def test_every_form_is_trained_and_evaluated_on(train, coloured, tmp_path, kind)
     more = ("--num-classes", 3) if kind == "webdataset" else ()
     status, out, err = train("--output", tmp_path / "run", "--epochs", 2, *more, data=data)
     assert (status, err) == (0, [])
-    assert " train: 36 images, 3 classes" in out[1] and "evaluated on 12 images" in out[1]
+    assert ": 36 images, 3 classes" in out[1] and "evaluated on 12 images" in out[1]
     assert "on 12 images" in out[-1]
     config = json.loads((tmp_path / "run" / "model" / "config.json").read_text())
     assert config["label_names"] == (["0", "1", "2"] if kind == "webdataset" else list(NAMES))

@@ -15,8 +15,8 @@ from lambdaresnet_zoo.tasks.train import loop
 from lambdaresnet_zoo.weights.files import read_rows
 
 RANDOM = (
-    "--deterministic", "--model-ema", "--model-ema-warmup", "--mixup", 0.2, "--cutmix", 0.5, "--drop", 0.1, "--drop-path", 0.1,
-    "--reprob", 0.3, "--aa", "rand-m5-n2", "--batch-size", 8, "--clip-grad", 1.0,
+    "--deterministic", "--model-ema", "--model-ema-warmup", "--mixup", 0.2, "--cutmix", 0.5, "--drop", 0.1,
+    "--drop-path", 0.1, "--reprob", 0.3, "--aa", "rand-m5-n2", "--batch-size", 8, "--clip-grad", 1.0,
 )  # fmt: skip
 
 
