@@ -299,10 +299,15 @@ def _over_processes(own: Measurement) -> Measurement:
         seen=sum(part.seen for part in gathered),
         loss_sum=sum(part.loss_sum for part in gathered),
         per_class=torch.stack([part.per_class for part in gathered]).sum(0),
-        confusion=None if own.confusion is None else torch.stack([part.confusion for part in gathered]).sum(0),
+        confusion=_total([part.confusion for part in gathered]),
         bad=[entry for part in gathered for entry in part.bad],
         seconds=max(part.seconds for part in gathered),
     )
+
+
+def _total(parts: list[Tensor | None]) -> Tensor | None:
+    known = [part for part in parts if part is not None]
+    return torch.stack(known).sum(0) if known else None
 
 
 def _leave_interrupts(worker: Any) -> int:

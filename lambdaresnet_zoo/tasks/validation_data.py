@@ -273,8 +273,8 @@ def _split_tars(path: Path, tars: list[str], split: str, wanted: tuple[str, ...]
     """The tars of a split by the words in their names; all where the names tell of no splits."""
     splits = {name: _split_words(name) for name in tars}
     if split:
-        wanted, words = _split_words(split), set(_words(split))
-        chosen = [name for name in tars if (splits[name] == wanted if wanted else words <= set(_words(name)))]
+        named, words = _split_words(split), set(_words(split))
+        chosen = [name for name in tars if (splits[name] == named if named else words <= set(_words(name)))]
         if not chosen:
             raise UserError(f"{path} has no tar of the split '{split}' by its name; there are {_few(tars)}")
         return chosen

@@ -4,7 +4,6 @@ import contextlib
 import io
 import json
 import math
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass

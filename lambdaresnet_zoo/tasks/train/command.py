@@ -88,7 +88,7 @@ def _add_data(add: _Group) -> None:
     add("--val-split", metavar="NAME", help="to evaluate on (validation, or else test)")
     add("--val-data", metavar="PATH", help="where the images to evaluate on are (--data)")
     add("--val-fraction", type=share, metavar="X",
-        help="of each class held out to evaluate on; 0 for no evaluation (0.1 where there is no such split)")  # fmt: skip
+        help="of each class held out to evaluate on; 0 for none (0.1 where there is no such split)")  # fmt: skip
     add("--class-map", metavar="FILE", help="names of the classes in their order, a line each")
     add("--input-key", metavar="KEY", help="where the data has its images")
     add("--target-key", metavar="KEY", help="where the data has its classes")

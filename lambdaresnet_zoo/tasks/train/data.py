@@ -1,30 +1,23 @@
 """The images to train and to evaluate on, opened by timm's readers and checked before the first step."""
 
 import random
-import sys
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from timm.data.readers.class_map import load_class_map
-from tqdm import tqdm
 
 from ...errors import UserError
-from ..images import image_problem, tell_problems
-from ..processes import gather, together
 from ..validation_data import STREAMS, Source, Validation, open_source, resolve_source
 from ..validation_images import IndexedImages
 from .options import TrainOptions
 from .samples import IndexedPairs, Pairs
 
-__all__ = ["TrainData", "add_pseudo_labels", "check_images", "open_data"]
+__all__ = ["TrainData", "add_pseudo_labels", "open_data"]
 
 HELD_OUT = 0.1
-FEW = 5000  # images that are all decoded before training
-WORKERS = 8  # threads that decode images for the check
 
 
 @dataclass
@@ -96,7 +89,9 @@ def _open_stream(
     if found.kind != "wds":
         raise UserError(f"{name}: streams of Hugging Face cannot be trained on here; download them: --dataset hfds/...")
     if options.pseudo_labels:
-        raise UserError("--pseudo-labels cannot be mixed with a stream; give the labelled images as a folder or parquet")
+        raise UserError(
+            "--pseudo-labels cannot be mixed with a stream; give the labelled images as a folder or parquet"
+        )
     reader: Any = found.images.reader  # type: ignore[union-attr]
     shards = len(reader.split_info.filenames)
     if shards < processes:
@@ -105,7 +100,9 @@ def _open_stream(
         raise UserError(f"{name}: how many images the shards hold is not known; give --train-num-samples N")
     classes = _names(options, (), None)
     if not classes:
-        raise UserError(f"{name}: how many classes a stream has is not known; give --num-classes N, or --class-map FILE")
+        raise UserError(
+            f"{name}: how many classes a stream has is not known; give --num-classes N, or --class-map FILE"
+        )
     own = (options.class_map, options.input_key, options.target_key)
     source = Source(options.data, options.dataset, options.train_split, *own)
     other = None if options.val_fraction == 0 else _validation_source(options, source)
@@ -168,7 +165,7 @@ def add_pseudo_labels(data: TrainData, options: TrainOptions) -> None:
 
 def _targets(dataset: Any) -> list[int] | None:
     """The class of every image, where it is known without reading them."""
-    reader = getattr(dataset, "reader", None)
+    reader: Any = getattr(dataset, "reader", None)
     if hasattr(reader, "samples") and hasattr(reader, "class_to_idx"):  # a folder
         return [int(target) for _, target in reader.samples]
     found = getattr(reader, "targets", None)
@@ -226,60 +223,3 @@ def _hold_out(targets: list[int], fraction: float) -> tuple[list[int], list[int]
         held += random.Random(target).sample(indices, wanted)
     apart = set(held)
     return [index for index in range(len(targets)) if index not in apart], sorted(held)
-
-
-def check_images(data: TrainData, options: TrainOptions, process: int, processes: int, progress: bool) -> None:
-    """Decode the images; leave out of training those that cannot be, or stop at the first.
-
-    Those to evaluate on are left out and counted by the evaluation itself.
-
-    Raises:
-        UserError: one cannot be decoded, and not ``skip_bad``; the message names it.
-    """
-    few = data.count <= FEW
-    if not isinstance(data.images, IndexedPairs) or not (few if options.check_images is None else options.check_images):
-        return
-    share = range(process, len(data.images), processes)
-    bad = gather(together(lambda: _problems(data.images, share, progress and not process)))
-    if not process:
-        problems = [f"{name}: {text}" for part in bad for _, name, text in part]
-    else:
-        problems = []
-    together(lambda: tell_problems(data.name, problems, options.skip_bad))
-    wrong = {number for part in bad for number, _, _ in part}
-    data.images.indices = [index for number, index in enumerate(data.images.indices) if number not in wrong]
-    data.count = len(data.images)
-    if not data.count:
-        raise UserError(f"{data.name}: no image can be decoded")
-    if data.validation is not None and isinstance(data.validation.images, IndexedPairs) and not options.skip_bad:
-        images = data.validation.images
-        found = gather(together(lambda: _problems(images, range(len(images)), False)))
-        problems = [f"{name}: {text}" for part in found for _, name, text in part]
-        together(lambda: tell_problems(f"{data.name}, to evaluate on", problems, False))
-
-
-def _problems(images: Any, numbers: Sequence[int], progress: bool) -> list[tuple[int, str, str]]:
-    """Number, name and problem of each image that cannot be decoded."""
-
-    def problem(number: int) -> str:
-        try:
-            images.pair(number)
-        except UserError as error:
-            return str(error)
-        except Exception as error:  # whatever Pillow's decoders raise
-            return image_problem(error)
-        return ""
-
-    with ThreadPoolExecutor(WORKERS) as pool:
-        bar = tqdm(
-            pool.map(problem, numbers),
-            total=len(numbers),
-            desc="check images",
-            disable=not progress,
-            leave=False,
-            file=sys.stderr,
-        )
-        found = list(bar)
-    return [
-        (number, images.name(number), text) for number, text in zip(numbers, found, strict=True) if text
-    ]  # fmt: skip

@@ -62,7 +62,7 @@ def export_model(
         if row and (column == "top1" or len(data.classes) > 5)
     ]
     start = "fine-tuned from its pretrained weights" if options.is_finetuning else "from scratch"
-    network: Any = model
+    network: Any = model.to(memory_format=torch.contiguous_format).eval()  # as safetensors has it
     card = Card(
         f"{name}, trained on {source}",
         network.pretrained_cfg["architecture"],
@@ -77,7 +77,7 @@ def export_model(
     folder = output / MODEL
     fresh = output / f".{MODEL}.new"
     shutil.rmtree(fresh, ignore_errors=True)
-    write_folder(fresh, lambda path: write_model(path, model.eval(), card, torch.float32, data.classes, cfg))
+    write_folder(fresh, lambda path: write_model(path, network, card, torch.float32, data.classes, cfg))
     shutil.rmtree(folder, ignore_errors=True)
     fresh.rename(folder)
     return folder

@@ -67,7 +67,7 @@ def build_model(options: TrainOptions, classes: Sequence[str]) -> nn.Module:
 
 
 def input_config(model: nn.Module, options: TrainOptions) -> dict[str, Any]:
-    """timm's dictionary of the preprocessing: the model's own with what the user overrides."""
+    """Timm's dictionary of the preprocessing: the model's own with what the user overrides."""
     names = ("img_size", "crop_pct", "crop_mode", "interpolation", "mean", "std")
     wanted = {name: value for name in names if (value := getattr(options, name))}
     return resolve_data_config(wanted, model=model)
@@ -84,7 +84,9 @@ def _fit(model: Any, options: TrainOptions) -> None:
         try:
             model.set_input_size(img_size=size)
         except (AttributeError, AssertionError, ValueError) as error:
-            raise UserError(f"model '{options.model}' takes no input of {size[0]} pixels: {first_line(error)}") from error
+            raise UserError(
+                f"model '{options.model}' takes no input of {size[0]} pixels: {first_line(error)}"
+            ) from error
 
 
 def _same_classes(model: Any, classes: Sequence[str]) -> bool:
@@ -112,7 +114,9 @@ def stages(model: nn.Module) -> dict[str, list[str]]:
         groups = group_parameters(model, network.group_matcher(coarse=True))
     except AttributeError as error:
         raise UserError("the network does not tell its stages: it can be neither frozen in part nor decayed") from error
-    head = {f"{name}.{key}" for name in _classifier(network) for key, _ in network.get_submodule(name).named_parameters()}
+    head = {
+        f"{name}.{key}" for name in _classifier(network) for key, _ in network.get_submodule(name).named_parameters()
+    }
     bodies = [[name for name in names if name not in head] for _, names in sorted(groups.items())]
     named = {"stem" if not place else f"c{place + 1}": names for place, names in enumerate(filter(None, bodies))}
     return {**named, "head": sorted(head)}

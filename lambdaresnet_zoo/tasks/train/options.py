@@ -1,4 +1,4 @@
-"""The options of `train`, without torch: names, defaults, and how recipes, the folder's run and the user's words add up.
+"""The options of `train`, without torch: their names, defaults, and how recipes and the user's words add up.
 
 Names are those of timm's train.py wherever it has the option; so are the defaults, but that the schedule follows
 updates, not epochs, and the final learning rate is 0.
@@ -22,10 +22,28 @@ FINETUNE = "finetune"
 
 # How a run is carried out; what it learns does not depend on it, but for rounding.
 CONDITIONS = (
-    *("output", "resume", "recipe", "sources", "dry_run", "workers", "device", "progress", "log_interval", "tensorboard"),
-    *("checkpoint_steps", "val_interval", "validation_batch_size", "eval_metric", "skip_bad", "check_images", "top_level"),
+    *(
+        "output",
+        "resume",
+        "recipe",
+        "sources",
+        "dry_run",
+        "workers",
+        "device",
+        "progress",
+        "log_interval",
+        "tensorboard",
+    ),
+    *(
+        "checkpoint_steps",
+        "val_interval",
+        "validation_batch_size",
+        "eval_metric",
+        "skip_bad",
+        "check_images",
+    ),
     *("data", "val_data", "pseudo_labels", "grad_checkpointing", "channels_last", "torchcompile", "batch_size"),
-    *("grad_accum_steps", "initial_checkpoint", "license", "lr_base", "lr_base_size", "lr_base_scale"),
+    *("grad_accum_steps", "initial_checkpoint", "lr_base", "lr_base_size", "lr_base_scale"),
 )
 
 
@@ -227,7 +245,7 @@ def resolve(given: Mapping[str, Any], assignments: list[str] | None = None) -> T
         base = apply_set(base, assignments)
         sources |= {name: "--set" for name in base if base[name] != before.get(name) or name not in before}
     base |= given
-    sources |= {name: "given" for name in given}
+    sources |= dict.fromkeys(given, "given")
     known = {entry.name: entry for entry in fields(TrainOptions)}
     unknown = [name for name in base if name not in known]
     if unknown:

@@ -67,7 +67,7 @@ def make_plan(options: TrainOptions, data: TrainData, processes: int) -> Plan:
 
 
 def make_optimizer(model: nn.Module, options: TrainOptions, plan: Plan) -> torch.optim.Optimizer:
-    """timm's optimiser of the parameters that are ever trained.
+    """Timm's optimiser of the parameters that are ever trained.
 
     Raises:
         UserError: timm has none of this name, or it does not take an option.
@@ -80,12 +80,14 @@ def make_optimizer(model: nn.Module, options: TrainOptions, plan: Plan) -> torch
 
 
 def make_schedule(optimizer: torch.optim.Optimizer, options: TrainOptions, plan: Plan) -> Any:
-    """timm's schedule of the learning rate; None where it stays as it is.
+    """Timm's schedule of the learning rate; None where it stays as it is.
 
     Raises:
         UserError: timm has none of this name, or it is longer than the run.
     """
     arguments = scheduler_kwargs(options)
+    if options.sched == "plateau":  # it looks at each epoch's figures
+        arguments["step_on_epochs"] = True
     if options.warmup_epochs >= options.epochs and not options.warmup_prefix:
         raise UserError(
             f"--warmup-epochs {options.warmup_epochs:g} leave nothing of --epochs {options.epochs}; give fewer"
@@ -97,5 +99,7 @@ def make_schedule(optimizer: torch.optim.Optimizer, options: TrainOptions, plan:
     except (ValueError, AssertionError, TypeError) as error:
         raise UserError(f"--sched '{options.sched}': {first_line(error)}") from error
     if schedule is None:
-        raise UserError(f"unknown --sched '{options.sched}'; there are cosine, tanh, step, multistep, plateau, poly, wsd")
+        raise UserError(
+            f"unknown --sched '{options.sched}'; there are cosine, tanh, step, multistep, plateau, poly, wsd"
+        )
     return schedule

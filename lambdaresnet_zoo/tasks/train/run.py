@@ -18,7 +18,8 @@ from ..processes import SharedError, take_part, together
 from ..validate import Measurement
 from ..validation_report import wilson
 from .batches import batches
-from .data import TrainData, add_pseudo_labels, check_images, open_data
+from .checks import check_images
+from .data import TrainData, add_pseudo_labels, open_data
 from .evaluation import evaluate, figures
 from .export import draw, export_model
 from .loop import Training
@@ -79,7 +80,7 @@ def train(options: TrainOptions) -> int:
 
 @contextmanager
 def _determined(options: TrainOptions, device: torch.device) -> Iterator[None]:
-    """torch's algorithms as the options want them, and as they were in the end."""
+    """Torch's algorithms as the options want them, and as they were in the end."""
     before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
     if options.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # which cuBLAS asks for
@@ -108,7 +109,7 @@ def _check(options: TrainOptions, place: Place) -> None:
         raise UserError(f"--torchcompile {options.torchcompile} is no backend of torch.compile; there are {known}")
     if options.tensorboard:
         try:
-            import torch.utils.tensorboard  # noqa: F401
+            from torch.utils.tensorboard import SummaryWriter  # noqa: F401
         except ImportError as error:
             raise UserError('--tensorboard needs tensorboard: pip install "lambdaresnet-zoo[train]"') from error
     if place.is_first:

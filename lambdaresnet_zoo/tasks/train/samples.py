@@ -28,7 +28,7 @@ BUFFER = 1000  # samples of a stream that are shuffled among themselves
 class Pairs(Protocol):
     """Images with their targets; reading one may raise anything."""
 
-    def __len__(self) -> int: ...  # noqa: D105
+    def __len__(self) -> int: ...
 
     def pair(self, number: int, /) -> tuple[Any, Any]:
         """An image, before any transform, and its target."""

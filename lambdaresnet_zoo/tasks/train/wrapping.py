@@ -15,7 +15,6 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.nn.functional import all_reduce
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
@@ -26,20 +25,36 @@ __all__ = ["States", "shard", "synchronise_norms", "wrap"]
 FULL = StateDictOptions(full_state_dict=True)
 
 
+class _Sum(torch.autograd.Function):
+    """The sum of a tensor over all processes; the gradients are summed too, as each process's loss depends on it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        total = x.clone()
+        torch.distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Tensor:
+        total = grads[0].clone()
+        torch.distributed.all_reduce(total)
+        return total
+
+
 class _SyncNorm(nn.Module):
     """What torch's SyncBatchNorm does, on the CPU, which that one does not take: the sums go through all_reduce."""
 
     def forward(self: Any, x: Tensor) -> Tensor:
         """Normalise over the images of all processes, then timm's dropout and activation where the module has them."""
         if not self.training:
-            return super().forward(x)  # type: ignore[misc]
+            return super().forward(x)
         dims = [dim for dim in range(x.dim()) if dim != 1]
         shape = [1, -1] + [1] * (x.dim() - 2)
-        sums = all_reduce(torch.cat([x.sum(dims), x.new_tensor([float(x.numel() // x.shape[1])])]))
+        sums = _Sum.apply(torch.cat([x.sum(dims), x.new_tensor([float(x.numel() // x.shape[1])])]))
         total = sums[-1].detach()
         mean = sums[:-1] / total
         centred = x - mean.reshape(shape)
-        variance = all_reduce(centred.square().sum(dims)) / total
+        variance = _Sum.apply(centred.square().sum(dims)) / total
         if self.track_running_stats:
             with torch.no_grad():
                 self.num_batches_tracked.add_(1)
