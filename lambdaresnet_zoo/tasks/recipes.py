@@ -3,53 +3,49 @@
 A file holds ``summary``, ``source``, ``options`` (by the names of timm's train.py, with underscores), ``notes`` (on
 an option, where the source is silent), and what depends on the network: ``models`` (name, size in pixels, options)
 and ``like`` (a name whose values another network takes). A user's file may name a recipe to start from in ``base``.
+The args.yaml of a run is a recipe too, for another one like it.
 """
 
 import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 import timm
 import yaml
 from timm.models import is_model
 
 from ..errors import UserError
-from ..weights.files import write_whole
+from .train.options import TrainOptions
 
-__all__ = ["KINDS", "apply_set", "load_recipe", "recipe_names", "recipe_sizes", "write_recipe"]
+__all__ = ["KINDS", "apply_set", "load_recipe", "recipe_names", "recipe_sizes"]
 
 FOLDER = Path(__file__).parent.parent / "recipes"
 SUFFIXES = (".yaml", ".yml")
 PARTS = ("base", "summary", "source", "options", "notes", "models", "like")
 
-_BY_KIND: dict[str, str] = {
-    "int": """
-        aug_repeats batch_size cooldown_epochs decay_milestones* epochs freeze_epochs grad_accum_steps
-        img_size lr_base_size lr_cycle_limit mixup_off_epoch num_classes patience_epochs recount seed
-        train_crop_padding validation_batch_size
-    """,
-    "float": """
-        bce_target_thresh bn_eps bn_momentum clip_grad color_jitter color_jitter_prob crop_pct cutmix cutmix_minmax*
-        decay_epochs decay_rate drop drop_block drop_path epoch_repeats gaussian_blur_prob grayscale_prob
-        head_init_bias head_init_scale hflip layer_decay lr lr_base lr_cycle_decay lr_cycle_mul lr_k_decay lr_noise*
-        lr_noise_pct lr_noise_std mean* min_lr mixup mixup_prob mixup_switch_prob model_ema_decay momentum opt_betas*
-        opt_eps ratio* reprob scale* smoothing std* pseudo_ratio vflip warmup_epochs warmup_lr weight_decay
-    """,
-    "bool": """
-        amp bce_loss channels_last deterministic freeze_bn grad_checkpointing model_ema model_ema_warmup no_aug
-        pretrained sched_on_updates sync_bn warmup_prefix
-    """,
-    "str": """
-        aa amp_dtype clip_mode crop_mode dist_bn freeze* gp interpolation lr_base_scale mixup_mode opt remode sched
-        torchcompile train_crop_mode train_interpolation
-    """,
-}
-KINDS: dict[str, tuple[type, bool]] = {
-    name.rstrip("*"): ({"int": int, "float": float, "bool": bool, "str": str}[kind], name.endswith("*"))
-    for kind, names in _BY_KIND.items()
-    for name in names.split()
-}
+OF_A_RUN = (
+    *("model", "model_kwargs", "output", "resume", "recipe", "dry_run", "sources", "progress", "data", "dataset"),
+    *("train_split", "val_split", "val_data", "class_map", "input_key", "target_key", "num_classes"),
+    *("train_num_samples", "val_num_samples", "pseudo_labels", "initial_checkpoint", "device", "workers"),
+)
+"""Options that a recipe does not set: what is trained, on what, where."""
+
+
+def _kinds() -> dict[str, tuple[type, bool]]:
+    found = {}
+    for name, hint in get_type_hints(TrainOptions).items():
+        choices = (
+            [choice for choice in get_args(hint) if choice is not type(None)] if type(None) in get_args(hint) else []
+        )
+        kind = choices[0] if choices else hint
+        several = get_origin(kind) is list
+        if name not in OF_A_RUN:
+            found[name] = (get_args(kind)[0] if several else kind, several)
+    return found
+
+
+KINDS: dict[str, tuple[type, bool]] = _kinds()
 """Of each option that a recipe may set: its type, and whether it is a list of such."""
 
 WORDS: dict[str, bool] = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
@@ -74,7 +70,7 @@ def load_recipe(name: str | Path, model: str | None = None, img_size: int | None
     """The options of a recipe for a network.
 
     Args:
-        name: of ``recipe_names()``, or a file that ends in .yaml.
+        name: of ``recipe_names()``, or a file that ends in .yaml: a recipe, or the args.yaml of a run.
         model: the network, with or without a tag; without it, the options that depend on it stay the recipe's own.
         img_size: pixels of the training images; by default the network's own.
 
@@ -122,27 +118,6 @@ def apply_set(options: Mapping[str, Any], assignments: Sequence[str]) -> dict[st
     return changed
 
 
-def write_recipe(path: Path, options: Mapping[str, Any], summary: str = "") -> None:
-    """Write options, and their notes, as a recipe that ``load_recipe`` reads; whole, or not at all.
-
-    Args:
-        path: of the file, which ends in .yaml.
-        options: as ``load_recipe`` gives them; what a recipe does not set, such as paths, is left out.
-        summary: what it is.
-    """
-    notes = dict(options.get("notes") or {})
-    content: dict[str, Any] = {"summary": summary} if summary else {}
-    if "source" in notes:
-        content["source"] = notes.pop("source")
-    content["options"] = {
-        key: list(value) if isinstance(value, tuple) else value for key, value in options.items() if key in KINDS
-    }
-    if notes:
-        content["notes"] = notes
-    text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=110)
-    write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
-
-
 def _read(name: str, seen: tuple[str, ...] = ()) -> dict[str, Any]:
     """A whole recipe, with what its base gives."""
     if name in seen:
@@ -159,6 +134,8 @@ def _read(name: str, seen: tuple[str, ...] = ()) -> dict[str, Any]:
         raise UserError(f"recipe {name}: no such file; there are also {', '.join(recipe_names())}") from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"recipe {name} cannot be read: {' '.join(str(error).split())}") from error
+    if isinstance(content, dict) and {"model", "output", "sources"} <= set(content):  # of a run
+        content = {"options": {key: value for key, value in content.items() if key in KINDS}}
     _check(name, content)
     base = _read(str(content["base"]), (*seen, name)) if content.get("base") else {}
     own = {

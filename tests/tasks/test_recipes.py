@@ -1,5 +1,7 @@
 """Recipes as data: the paper's printed values, the shipped network's, and what a user's own file may hold."""
 
+from dataclasses import fields
+
 import pytest
 import timm
 from timm.data import create_transform
@@ -8,7 +10,8 @@ from timm.scheduler import create_scheduler_v2
 
 from lambdaresnet_zoo.errors import UserError
 from lambdaresnet_zoo.tasks import train_cifar10
-from lambdaresnet_zoo.tasks.recipes import KINDS, apply_set, load_recipe, recipe_names, recipe_sizes, write_recipe
+from lambdaresnet_zoo.tasks.recipes import KINDS, OF_A_RUN, apply_set, load_recipe, recipe_names, recipe_sizes
+from lambdaresnet_zoo.tasks.train.options import TrainOptions, resolve, write_args
 
 # RandAugment's magnitude, drop-out, stochastic depth: as the paper prints them.
 PRINTED = {
@@ -134,13 +137,21 @@ def test_a_wrong_assignment_is_one_line(assignment, message):
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
-def test_what_is_written_is_read_again(tmp_path):
-    options = apply_set(load_recipe("paper-350ep", "lambdaresnet152", 224), ["lr=0.3", "scale=0.2,1"])
-    path = tmp_path / "run" / "recipe.yaml"
-    write_recipe(path, {**options, "data": "somewhere"}, "what was run")
-    again = load_recipe(path, "lambdaresnet152", 224)
-    assert again == options and again["drop_path"] == 0.1
-    assert "somewhere" not in path.read_text() and [entry.name for entry in path.parent.iterdir()] == ["recipe.yaml"]
+def test_a_run_is_a_recipe_for_another_one(tmp_path):
+    given = {"model": "lambdaresnet152", "recipe": "paper-350ep", "img_size": 224, "data": "somewhere", "amp": True}
+    first = resolve(given, ["lr=0.3", "scale=0.2,1"])
+    write_args(tmp_path, first)
+    second = resolve({"model": "lambdaresnet50", "recipe": str(tmp_path / "args.yaml"), "data": "elsewhere"})
+    for name in KINDS:
+        assert getattr(second, name) == getattr(first, name)
+    assert (second.model, second.data, second.drop_path, second.scale) == ("lambdaresnet50", "elsewhere", 0.1, [0.2, 1])
+
+
+def test_every_option_that_a_run_learns_by_can_be_set():
+    names = {entry.name for entry in fields(TrainOptions)}
+    assert KINDS.keys() < names and {*OF_A_RUN} == names - KINDS.keys()
+    assert KINDS["epochs"] == (int, False) and KINDS["lr"] == (float, False) and KINDS["amp"] == (bool, False)
+    assert KINDS["opt_betas"] == (float, True) and KINDS["freeze"] == (str, True) and KINDS["aa"] == (str, False)
 
 
 def test_a_users_file_changes_a_recipe_that_ships(tmp_path):
