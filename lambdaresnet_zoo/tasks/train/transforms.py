@@ -61,14 +61,12 @@ def build_transform(options: TrainOptions, config: Mapping[str, Any]) -> Any:
 
 def _padded(size: tuple[int, int], options: TrainOptions) -> Any:
     """As CIFAR-10's recipes crop: the image at its own scale, padded, at a random place."""
-    return transforms.Compose(
-        [
-            Resize(size),
-            transforms.RandomCrop(size, padding=options.train_crop_padding or None),
-            transforms.RandomHorizontalFlip(options.hflip),
-            transforms.RandomVerticalFlip(options.vflip),
-        ]
-    )
+    steps: list[Any] = [Resize(size), transforms.RandomCrop(size, padding=options.train_crop_padding or None)]
+    if options.hflip:
+        steps.append(transforms.RandomHorizontalFlip(options.hflip))
+    if options.vflip:
+        steps.append(transforms.RandomVerticalFlip(options.vflip))
+    return transforms.Compose(steps)
 
 
 class Resize:

@@ -10,7 +10,7 @@ import torch
 from command import one_line
 from safetensors.torch import load_file
 from torch.nn.modules.batchnorm import _BatchNorm
-from train_runs import ROOT, environment, weights, write_images
+from train_runs import ROOT, environment, equal, weights, write_images
 
 from lambdaresnet_zoo.tasks.train import loop
 from lambdaresnet_zoo.weights.files import read_rows
@@ -182,3 +182,23 @@ def test_photographs(shared_data, command, tmp_path):
     status, out, err = command("train", *SHIPPED, "--data", data, *options)
     assert (status, err) == (0, []) and "244 images, 2 classes (ants, bees); evaluated on 153 images" in out[1]
     assert max(float(row["eval_top1"]) for row in read_rows(tmp_path / "summary.csv")) > 55
+
+
+def test_pseudo_labels_are_trained_on_and_resume_to_the_bit(command, tuned, coloured, train, tmp_path, monkeypatch):
+    """A teacher's soft labels of the validation images, half as many as there are labelled ones."""
+    import os
+    import signal
+
+    from test_train_loop import after
+
+    teacher = ("--teacher", f"local-dir:{tuned / 'model'}", "--data", coloured / "val")
+    assert command("label", *teacher, "--out", tmp_path / "labels", "--device", "cpu", "--workers", 0)[0] == 0
+    options = ("--pseudo-labels", tmp_path / "labels", "--pseudo-ratio", 0.5, "--deterministic", "--output")
+    status, out, err = train(*options, tmp_path / "whole")
+    assert (status, err) == (0, []) and "54 images, 3 classes" in out[1]
+    assert "18 of the images with pseudo-labels" in out[1] and "of 6 steps of 9" in out[2]
+    after(monkeypatch, 8, lambda self: os.kill(os.getpid(), signal.SIGTERM))
+    assert train(*options, tmp_path / "cut")[0] == 0
+    assert train(*options, tmp_path / "cut", "--resume")[0] == 0
+    assert equal(weights(tmp_path / "whole"), weights(tmp_path / "cut"))
+    one_line(train("--pseudo-labels", tmp_path / "labels", "--pseudo-ratio", 0, "--output", tmp_path / "no"), "ratio")
