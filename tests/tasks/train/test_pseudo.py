@@ -11,6 +11,7 @@ from validation_sets import pictures, write_folder
 from lambdaresnet_zoo.errors import UserError
 from lambdaresnet_zoo.tasks.label.files import Choice, LabelStore, Said, read_labels
 from lambdaresnet_zoo.tasks.train.pseudo import mixed_dataset, read_pseudo_labels
+from lambdaresnet_zoo.weights.files import read_rows
 
 COUNT = 40
 CLASSES = ["ant", "bee", "cat", "dog"]
@@ -158,3 +159,23 @@ def test_reading_gives_what_was_written(write):
     torch.testing.assert_close(
         read_pseudo_labels(str(write(topk=1)), CLASSES).target(1), torch.tensor([0.4 / 3, 0.6, 0.4 / 3, 0.4 / 3])
     )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("hard", [False, True])
+def test_what_label_writes_train_learns_from(command, checkpoint, images, tmp_path, hard):
+    unlabelled = write_folder(tmp_path / "unlabelled", pictures(50))
+    options = ("--checkpoint", checkpoint, "--data", unlabelled, "--out", tmp_path / "labels", "--workers", 0)
+    status, _, err = command(
+        "label", "--teacher", "test_lambdaresnet", *options, "--device", "cpu", *(["--hard"] if hard else [])
+    )
+    assert status == 0, err
+    options = ("--data", images, "--val-fraction", 0, "--pseudo-labels", tmp_path / "labels", "--pseudo-ratio", 2)
+    options += ("--output", tmp_path / "run", "--epochs", 2, "--warmup-epochs", 0, "--batch-size", 16, "--img-size", 32)
+    machine = ("--workers", 0, "--device", "cpu", "--no-progress")
+    status, out, err = command("train", "--model", "test_lambdaresnet", *options, *machine)
+    assert status == 0, err
+    assert any(f"{3 * COUNT} images, 7 classes" in line for line in out), out
+    assert any(f"{2 * COUNT} of the images with pseudo-labels" in line for line in out), out
+    losses = [float(row["train_loss"]) for row in read_rows(tmp_path / "run" / "summary.csv")]
+    assert len(losses) == 2 and all(0 < loss < 3 for loss in losses)
