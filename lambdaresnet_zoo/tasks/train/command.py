@@ -35,8 +35,8 @@ def run(options: argparse.Namespace) -> int:
     given = {name: value for name, value in vars(options).items() if name in names}
     if isinstance(given.get("model_kwargs"), list):
         given["model_kwargs"] = dict(given["model_kwargs"])
-    if not given.get("model") and given.get("resume") != "":
-        options.parser.error("give --model NAME, or --resume to continue the run in --output")
+    if not given.get("model") and not (given.get("resume") == "" and given.get("output")):
+        options.parser.error("give --model NAME, or --resume to continue the run in --output FOLDER")
     given.setdefault("output", f"runs/{given.get('model', '').rsplit('/', 1)[-1].replace(':', '-')}")
     from .run import train
 
@@ -64,7 +64,7 @@ class _Group:
 
 def _add_run(add: _Group) -> None:
     add("--model", "-m", metavar="NAME", help="this package's or timm's, local-dir:PATH or hf-hub:ID")
-    add("--output", metavar="FOLDER", help="of the run (runs/MODEL)")
+    add("--output", metavar="FOLDER", help="of the run, on a disk that all processes see (runs/MODEL)")
     add("--resume", nargs="?", const="", metavar="FILE", help="continue from a checkpoint (the run in --output)")
     add("--recipe", metavar="NAME", help="paper-90ep, paper-350ep, cifar10, finetune or a .yaml file; '' for none")
     add("--set", dest="assignments", action="append", metavar="KEY=VALUE", help="change the recipe; repeatable")

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
-from ...errors import UserError
+from ...errors import UserError, first_line
 from ...weights.cards import Card
 from ...weights.files import read_rows, write_rows
 from ...weights.folder import write_folder, write_model
@@ -77,7 +78,10 @@ def export_model(
     folder = output / MODEL
     fresh = output / f".{MODEL}.new"
     shutil.rmtree(fresh, ignore_errors=True)
-    write_folder(fresh, lambda path: write_model(path, network, card, torch.float32, data.classes, cfg))
+    try:
+        write_folder(fresh, lambda path: write_model(path, network, card, torch.float32, data.classes, cfg))
+    except SafetensorError as error:
+        raise UserError(f"{folder} cannot be written ({first_line(error)}); make room, then --resume") from error
     shutil.rmtree(folder, ignore_errors=True)
     fresh.rename(folder)
     return folder
@@ -103,6 +107,6 @@ def draw(output: Path, confusion: torch.Tensor | None, classes: tuple[str, ...])
             ]
             write_rows(output / f"{CONFUSION}.csv", table)
             draw_confusion(confusion.numpy(), classes, output / f"{CONFUSION}.png")
-    except UserError as error:
-        problems.append(str(error))
+    except (UserError, OSError) as error:  # a picture is not worth a run
+        problems.append(first_line(error))
     return problems

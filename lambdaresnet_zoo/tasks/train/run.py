@@ -116,13 +116,14 @@ def _check(options: TrainOptions, place: Place) -> None:
         raise UserError(f"{place.output} holds a run; continue it with --resume, or give another --output")
 
 
-def _check_output(output: Path) -> None:
-    """Whether the folder of the run can be written to; it is made."""
+def _check_output(output: Path, options: TrainOptions) -> None:
+    """Whether the folder of the run can be written to; it is made, with the options in it."""
     probe = output / f".{os.getpid()}.probe"
     try:
         output.mkdir(parents=True, exist_ok=True)
         probe.write_bytes(b"")
         probe.unlink()
+        write_args(output, options)
     except OSError as error:
         raise UserError(f"--output {output} cannot be written to: {error.strerror}; give another folder") from error
 
@@ -148,8 +149,7 @@ class _Run:
     def _claim(self) -> None:
         """Take the output folder for this run."""
         if self.place.is_first:
-            _check_output(self.place.output)
-            write_args(self.place.output, self.options)
+            _check_output(self.place.output, self.options)
 
     def _build(self) -> Training:
         options, place, data = self.options, self.place, self.data
