@@ -136,6 +136,7 @@ def test_streams_pass_over_what_was_seen(coloured, tmp_path):
     assert [sample[1] for sample in take(0, 36, epoch=1)] != [sample[1] for sample in whole[:36]]
 
 
+@pytest.mark.slow
 def test_a_stopped_run_over_a_stream_ends_as_an_unstopped_one(train, coloured, tmp_path, monkeypatch):
     import os
     import signal

@@ -184,6 +184,7 @@ def test_photographs(shared_data, command, tmp_path):
     assert max(float(row["eval_top1"]) for row in read_rows(tmp_path / "summary.csv")) > 55
 
 
+@pytest.mark.slow
 def test_pseudo_labels_are_trained_on_and_resume_to_the_bit(command, tuned, coloured, train, tmp_path, monkeypatch):
     """A teacher's soft labels of the validation images, half as many as there are labelled ones."""
     import os

@@ -55,6 +55,7 @@ def test_it_learns_and_leaves_what_it_is(train, tmp_path):
     assert f"top-1 {100 * right / 12:.2f} %" in out[-1] and out[-1].endswith(f"local-dir:{tmp_path / 'model'}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_stopped_run_ends_as_an_unstopped_one(train, tmp_path, monkeypatch, workers):
     options = (*RANDOM, "--workers", workers, "--output")
