@@ -25,7 +25,7 @@ from .export import draw, export_model
 from .loop import Training
 from .model import build_model, input_config
 from .options import TrainOptions, write_args
-from .plan import Plan, fit_batch, make_plan
+from .plan import fit_batch, make_plan
 from .records import BEST, Diverged, Place
 from .report import describe
 from .transforms import OnDevice, build_transform
@@ -145,6 +145,16 @@ class _Run:
         """The last evaluation and its epoch."""
         if not options.dry_run:
             together(self._claim)
+        if place.is_first:
+            self._tell()
+
+    def _tell(self) -> None:
+        """What the run is, on stdout."""
+        training = self.training
+        if training.progress.step:
+            print(f"continues from step {training.progress.step} of {training.plan.steps}")
+        print(describe(training.model, self.data, self.config, self.options, training.plan, self.place))
+        sys.stdout.flush()
 
     def _claim(self) -> None:
         """Take the output folder for this run."""
@@ -168,21 +178,16 @@ class _Run:
 
         training = Training(model, data, on_device, from_step, options, plan, place)
         if options.resume is not None and not options.dry_run:
-            self._resume(training, plan)
-        if place.is_first:
-            print(describe(training.model, data, self.config, options, plan, place))
-            sys.stdout.flush()
+            self._resume(training)
         return training
 
-    def _resume(self, training: Training, plan: Plan) -> None:
+    def _resume(self, training: Training) -> None:
         path = Path(self.options.resume) if self.options.resume else None
         if path is None and not training.checkpoint.exists():
             if self.place.is_first:
                 print(f"no checkpoint in {self.place.output} yet: the run begins", file=sys.stderr)
             return
         training.resume(path)
-        if self.place.is_first:
-            print(f"continues from step {training.progress.step} of {plan.steps}")
 
     def finish(self) -> int:
         """Train, and write what is left in the end; returns the exit status."""
