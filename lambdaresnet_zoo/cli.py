@@ -88,12 +88,14 @@ def _parser() -> argparse.ArgumentParser:
     for name, run, add_arguments in (
         ("predict", _predict, _add_predict),
         ("validate", _validate, _add_validate),
+        ("label", _label, _add_label),
         ("convert", _convert, _add_convert),
         ("publish", _publish, _add_publish),
         ("published", _published, _add_published),
         ("plan", _plan, _add_plan),
         ("benchmark", _benchmark, _add_benchmark),
         ("detect", _detect, _add_detect),
+        ("train", _train, _add_train),
     ):
         summary = (run.__doc__ or "").splitlines()[0].rstrip(".")
         task = tasks.add_parser(name, help=summary[0].lower() + summary[1:], description=f"{summary}.")
@@ -183,6 +185,19 @@ def _validate(options: argparse.Namespace) -> int:
     if options.workers < 0:
         options.parser.error(f"--workers {options.workers} is less than 0")
     return run(Options(**{field.name: getattr(options, field.name) for field in fields(Options)}))
+
+
+def _add_label(parser: argparse.ArgumentParser) -> None:
+    from .tasks.label.command import add_arguments
+
+    add_arguments(parser)
+
+
+def _label(options: argparse.Namespace) -> int:
+    """Label images without labels by a teacher, to train on them."""
+    from .tasks.label.command import run
+
+    return run(options)
 
 
 def _add_convert(parser: argparse.ArgumentParser) -> None:
@@ -316,6 +331,19 @@ def _add_detect(parser: argparse.ArgumentParser) -> None:
 def _detect(options: argparse.Namespace) -> int:
     """Train, validate and apply detectors on COCO-format data."""
     from .tasks.detect.command import run
+
+    return run(options)
+
+
+def _add_train(parser: argparse.ArgumentParser) -> None:
+    from .tasks.train.command import add_arguments
+
+    add_arguments(parser)
+
+
+def _train(options: argparse.Namespace) -> int:
+    """Train or fine-tune a classifier, on one machine or many."""
+    from .tasks.train.command import run
 
     return run(options)
 

@@ -12,44 +12,17 @@ Differences from the paper
       c2 and c3 alone have it, so they do.
     - Positions in c4 are counted from 1; the paper does not say.
     - The paper does not say how images are cropped for evaluation: crop 0.875, bicubic.
-    - Rates of drop-out and stochastic depth belong to a training run: `RECIPES`, not the constructor.
+    - Rates of drop-out and stochastic depth belong to a training run: the recipe `paper-350ep`, not the
+      constructor.
     - No weights are public.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 from timm.models import generate_default_cfgs, register_model
 
 from ..layers import LambdaLayer
 from .network import LambdaModelCfg, LambdaResNet, create_network, pretrained_cfg, stage
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Regularisation that the paper trained a model with at one size (350 epochs)."""
-
-    randaugment_magnitude: int
-    dropout: float
-    stochastic_depth: float
-
-
-RECIPES: dict[tuple[str, int], Recipe] = {
-    ("lambdaresnet50", 128): Recipe(10, 0.2, 0.0),
-    ("lambdaresnet50", 160): Recipe(10, 0.2, 0.0),
-    ("lambdaresnet101", 160): Recipe(10, 0.3, 0.0),
-    ("lambdaresnet101", 192): Recipe(15, 0.2, 0.0),
-    ("lambdaresnet152", 192): Recipe(15, 0.3, 0.0),
-    ("lambdaresnet152", 224): Recipe(15, 0.3, 0.1),
-    ("lambdaresnet152", 256): Recipe(15, 0.3, 0.1),
-    ("lambdaresnet152", 288): Recipe(15, 0.3, 0.1),
-    ("lambdaresnet270", 256): Recipe(15, 0.3, 0.1),
-    ("lambdaresnet350", 256): Recipe(15, 0.3, 0.2),
-    ("lambdaresnet350", 288): Recipe(15, 0.3, 0.2),
-    ("lambdaresnet350", 320): Recipe(15, 0.3, 0.2),
-    ("lambdaresnet420", 320): Recipe(15, 0.3, 0.2),
-}
-"""By model and training size in pixels, as printed."""
 
 
 def _network(depths: tuple[int, int, int, int], c4: tuple[int, ...], scope: int = 23) -> LambdaModelCfg:

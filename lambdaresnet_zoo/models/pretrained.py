@@ -55,18 +55,13 @@ def check_weights(
 
 def no_weights(variant: str) -> str:
     """That a model has no public weights, and what there is instead, in one line."""
-    from .lambdaresnet import RECIPES  # which is built on this module
-
     parts = [f"{variant} has no public weights; models that have: {', '.join(list_models(pretrained=True))}"]
     depth = re.fullmatch(r"lambdaresnet(50|101|152|200|270|350|420)", variant)
     if depth:
         source = f"timm/resnetrs{depth[1]}.tf_in1k"
         parts.append(f"to start from ResNet-RS: lambdaresnet-zoo convert --warm-start {source} {variant}")
-    sizes = [str(size) for name, size in RECIPES if name == variant]
-    if sizes:
         parts.append(
-            "to train it by the paper's recipe: lambdaresnet_zoo.models.lambdaresnet.RECIPES"
-            f"['{variant}', size], size {' or '.join(sizes)}"
+            f"to train it by the paper's recipe: lambdaresnet-zoo train --recipe paper-350ep --model {variant}"
         )
     return "; ".join(parts)
 

@@ -7,18 +7,18 @@ and is not timed: timm's script tells the loss in its log alone, and logs every 
 
 import argparse
 import json
-import os
 import re
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from ..weights.files import read_rows, write_rows
+from .compare import append, ratios, run_python, told, turns
 
 __all__ = ["main"]
 
@@ -49,11 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    for key, value in row.items():
-        print(f"{key:22} {value}")
-    if chosen.output:
-        before = read_rows(chosen.output) if chosen.output.exists() else []
-        write_rows(chosen.output, [*before, row])
+    append(chosen.output, row)
     return 0 if row["same_digits"] == "yes" else 1
 
 
@@ -73,27 +69,18 @@ def compare(script: Path, options: list[str], pairs: int = 5, data_name: str = "
     Raises:
         UserError: one of the two fails; with the last line of its errors.
     """
-    times: dict[str, list[float]] = {"timm": [], "own": []}
     loss = LOSS.findall(_log(script, [*options, "--log-freq", "1"]))[-1]
     _own(options)
-    found: dict[str, dict[str, Any]] = {}
-    for pair in range(pairs):
-        order = ("timm", "own") if pair % 2 == 0 else ("own", "timm")
-        for which in order:
-            start = time.perf_counter()
-            found[which] = _timm(script, options) if which == "timm" else _own(options)
-            times[which].append(time.perf_counter() - start)
-            digits = ", ".join(f"{key} {found[which][key]}" for key in ("top1", "top5"))
-            print(f"pair {pair + 1}/{pairs} {which}: {times[which][-1]:.2f} s, {digits}", file=sys.stderr)
-    ratios = [own / timm for own, timm in zip(times["own"], times["timm"], strict=True)]
-    own, timm = found["own"], found["timm"]
+    found = turns(pairs, partial(_timed, _own, options), partial(_timed, _timm, script, options), _tell)
+    seconds = [[run[0] for run in runs] for runs in zip(*found, strict=True)]
+    own, timm = (run[1] for run in found[-1])
     count = int(own["count"])
     same = all(round(float(own[key]) * count / 100) == round(timm[key] * count / 100) for key in ("top1", "top5"))
     same = same and abs(float(own["loss"]) - float(loss)) <= LOSS_TOLERANCE
     return {
         "model": own["model"],
         "data": data_name or own["data"],
-        "options": " ".join(_told(options)),
+        "options": told(options),
         "count": count,
         "top1": own["top1"],
         "timm_top1": f"{timm['top1']:.4f}",
@@ -101,24 +88,28 @@ def compare(script: Path, options: list[str], pairs: int = 5, data_name: str = "
         "timm_loss": loss,
         "same_digits": "yes" if same else "no",
         "pairs": pairs,
-        "seconds": f"{statistics.median(times['own']):.2f}",
-        "timm_seconds": f"{statistics.median(times['timm']):.2f}",
-        "ratio": f"{statistics.median(ratios):.3f}",
-        "ratio_min": f"{min(ratios):.3f}",
-        "ratio_max": f"{max(ratios):.3f}",
+        "seconds": f"{statistics.median(seconds[0]):.2f}",
+        "timm_seconds": f"{statistics.median(seconds[1]):.2f}",
+        **ratios("ratio", *seconds),
         **{key: own[key] for key in ("device", "threads", "torch", "timm", "lambdaresnet_zoo", "python")},
     }
 
 
-def _told(options: list[str]) -> list[str]:
-    """Without paths, which say nothing elsewhere."""
-    return [Path(option).name if os.sep in option and Path(option).exists() else option for option in options]
+def _timed(run: Callable[..., dict[str, Any]], *arguments: Any) -> tuple[float, dict[str, Any]]:
+    """Seconds, and what was found."""
+    start = time.perf_counter()
+    found = run(*arguments)
+    return time.perf_counter() - start, found
+
+
+def _tell(run: tuple[float, dict[str, Any]]) -> str:
+    return f"{run[0]:.2f} s, {', '.join(f'{key} {run[1][key]}' for key in ('top1', 'top5'))}"
 
 
 def _own(options: list[str]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "row.json")
-        _run(["-m", "lambdaresnet_zoo", "validate", *options, "--results", str(path)])
+        run_python(["-m", "lambdaresnet_zoo", "validate", *options, "--results", str(path)])
         row: dict[str, Any] = json.loads(path.read_text())[0]
     return row
 
@@ -130,13 +121,5 @@ def _timm(script: Path, options: list[str]) -> dict[str, Any]:
 
 def _log(script: Path, options: list[str]) -> str:
     """What timm's script prints: its log, then its result."""
-    done = _run(["-c", RUN_SCRIPT, str(script), *options])
+    done = run_python(["-c", RUN_SCRIPT, str(script), *options])
     return done.stderr + done.stdout
-
-
-def _run(arguments: list[str]) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True)
-    if done.returncode:
-        lines = done.stderr.strip().splitlines() or ["it said nothing"]
-        raise UserError(f"{' '.join(arguments[:3])} failed with {done.returncode}: {lines[-1]}")
-    return done

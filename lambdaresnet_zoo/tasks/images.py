@@ -2,8 +2,9 @@
 
 import glob
 import os
+import sys
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,9 @@ from timm.data import get_img_extensions, is_img_extension
 
 from ..errors import UserError, first_line
 
-__all__ = ["demo_image", "find_images", "image_problem", "open_image"]
+__all__ = ["demo_image", "find_images", "image_problem", "open_image", "tell_problems"]
+
+SHOWN = 10
 
 
 def find_images(arguments: Iterable[str | Path]) -> tuple[list[Path], list[tuple[str, str]]]:
@@ -105,6 +108,19 @@ def image_problem(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"cannot be opened ({error.strerror}); check the file"
     return f"cannot be decoded ({first_line(error)}); the file is damaged, get it again"
+
+
+def tell_problems(data: object, problems: Sequence[str], skip_bad: bool) -> None:
+    """Raise the first problem, or with ``skip_bad`` list them on stderr."""
+    if not problems:
+        return
+    if not skip_bad:
+        more = f" (and {len(problems) - 1} more like it)" if len(problems) > 1 else ""
+        raise UserError(f"{data}: {problems[0]}{more}; --skip-bad leaves out what is wrong")
+    for problem in problems[:SHOWN]:
+        print(f"left out: {data}: {problem}", file=sys.stderr)
+    if len(problems) > SHOWN:
+        print(f"left out: {data}: {len(problems) - SHOWN} more", file=sys.stderr)
 
 
 def demo_image() -> tuple[str, Image.Image]:

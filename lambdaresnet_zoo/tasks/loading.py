@@ -17,7 +17,7 @@ from ..registry import check_name, list_models
 from ..weights import hub
 from ..weights.reading import check_values, read_checkpoint
 
-__all__ = ["HUB_SOURCES", "SOURCES", "label_names", "load_model"]
+__all__ = ["HUB_SOURCES", "SOURCES", "label_names", "load_model", "usable_device"]
 
 HUB_SOURCES = ("hf-hub:", "hf_hub:")
 SOURCES = (*HUB_SOURCES, "local-dir:")  # timm's own prefixes, for weights of one's own
@@ -43,7 +43,7 @@ def load_model(
     Raises:
         UserError: any of the three cannot be used; the message says why.
     """
-    device = _usable(device)
+    device = usable_device(device)
     _check_name(name, needs_weights=checkpoint is None)
     model: Any = _pretrained(name) if checkpoint is None else _from_checkpoint(name, checkpoint, use_ema)
     if model.in_chans != 3 or model.num_classes < 1:
@@ -100,7 +100,12 @@ def _reason(name: str, error: Exception) -> str:
     return hub.problem(error, repo_id, revision)
 
 
-def _usable(device: str | torch.device) -> torch.device:
+def usable_device(device: str | torch.device) -> torch.device:
+    """A device that is there.
+
+    Raises:
+        UserError: it is not.
+    """
     try:
         device = torch.device(device)
         torch.zeros(1, device=device).item()  # a device that exists only as a name fails here

@@ -25,7 +25,7 @@ from .validation_classes import Classes
 from .validation_data import Validation
 from .validation_images import Batch, Collate
 
-__all__ = ["Loading", "Measurement", "Precision", "measure", "resolve_input"]
+__all__ = ["Loading", "Measurement", "Precision", "image_loader", "measure", "resolve_input"]
 
 TOP = 5
 REFRESH = 0.5  # seconds between two looks at the running figure, which waits for a GPU
@@ -68,6 +68,8 @@ class Measurement:
     loss_sum: float = 0.0
     per_class: Tensor = field(default_factory=lambda: torch.zeros((3, 0), dtype=torch.int64))
     """[3, classes] int64: images scored, right in the first, right in the first five."""
+    confusion: Tensor | None = None
+    """[classes, classes] int64, images by their class (row) and the predicted one, where it was asked for."""
     bad: list[tuple[str, str]] = field(default_factory=list)
     """Images that were left out, and why."""
     seconds: float = 0.0
@@ -104,6 +106,7 @@ def measure(
     loading: Loading | None = None,
     precision: Precision | None = None,
     real: Mapping[str, Sequence[int]] | None = None,
+    confusion: bool = False,
 ) -> Measurement:
     """Measure a model on this process's share of the data, and add up over the processes.
 
@@ -116,6 +119,7 @@ def measure(
         loading: batch size, workers, what to do with damaged images.
         precision: autocast, memory format, compilation.
         real: ImageNet-ReaL's classes by file name; images without any are not scored.
+        confusion: count which class is taken for which, too.
 
     Returns:
         The counts. After Ctrl-C those of this process so far, with ``partial`` set.
@@ -127,22 +131,8 @@ def measure(
     if precision.channels_last:
         model = model.to(memory_format=torch.channels_last)
     network: Any = torch.compile(model, backend=precision.compile) if precision.compile else model
-    loop = _Loop(network, classes, device, precision, real)
-    loader = create_loader(
-        data.images,
-        input_size=config["input_size"],
-        batch_size=loading.batch_size,
-        interpolation=config["interpolation"],
-        mean=config["mean"],
-        std=config["std"],
-        crop_pct=config["crop_pct"],
-        crop_mode=config["crop_mode"],
-        num_workers=loading.workers,
-        device=device,
-        collate_fn=Collate(tuple(config["input_size"])),
-        worker_seeding=_leave_interrupts,
-        persistent_workers=False,
-    )
+    loop = _Loop(network, classes, device, precision, real, confusion)
+    loader = image_loader(data.images, config, device, loading)
     total = data.count if data.kind in ("wds", "hfids") else len(data.images)  # type: ignore[arg-type]
     shown = tqdm(total=total, unit="image", disable=not loading.progress, dynamic_ncols=True)
     start = time.perf_counter()
@@ -170,6 +160,32 @@ def measure(
     return found if partial else _over_processes(found)
 
 
+def image_loader(images: Any, config: Mapping[str, Any], device: torch.device, loading: Loading) -> Any:
+    """Timm's loader over images for evaluation; a damaged one is told by its ``Batch``.
+
+    Args:
+        images: ``IndexedImages`` or ``StreamedImages``.
+        config: preprocessing, as ``resolve_input`` gives it.
+        device: where the batches are put.
+        loading: batch size and workers.
+    """
+    return create_loader(
+        images,
+        input_size=config["input_size"],
+        batch_size=loading.batch_size,
+        interpolation=config["interpolation"],
+        mean=config["mean"],
+        std=config["std"],
+        crop_pct=config["crop_pct"],
+        crop_mode=config["crop_mode"],
+        num_workers=loading.workers,
+        device=device,
+        collate_fn=Collate(tuple(config["input_size"])),
+        worker_seeding=_leave_interrupts,
+        persistent_workers=False,
+    )
+
+
 class _Loop:
     """The sums of one process, kept on the device."""
 
@@ -180,6 +196,7 @@ class _Loop:
         device: torch.device,
         precision: Precision,
         real: Mapping[str, Sequence[int]] | None,
+        confusion: bool = False,
     ):
         self.network = network
         self.classes = classes
@@ -188,6 +205,8 @@ class _Loop:
         self.real = real
         self.valid = torch.tensor(classes.valid, device=device) if classes.valid else None
         self.totals = torch.zeros((3, classes.count), dtype=torch.int64, device=device)
+        pairs = classes.count**2 if confusion else 0
+        self.pairs = torch.zeros(pairs, dtype=torch.int64, device=device)
         self.loss = torch.zeros((), dtype=torch.float64, device="cpu" if device.type == "mps" else device)
         self.seen = 0
         self.bad: list[tuple[str, str]] = []
@@ -224,6 +243,8 @@ class _Loop:
             right, scored = self._real(predicted, batch.names)
         rows = torch.stack([scored, right[:, 0].long(), right.any(1).long()])
         self.totals.index_add_(1, batch.target, rows)
+        if len(self.pairs):
+            self.pairs.index_add_(0, batch.target * self.classes.count + predicted[:, 0], scored)
         self.loss += loss.to(self.loss.device).double() * len(images)
         self.seen += len(images)
 
@@ -259,7 +280,8 @@ class _Loop:
         """The sums as a measurement."""
         totals = self.totals.cpu()
         count, top1, top5 = totals.sum(1).tolist()
-        return Measurement(count, top1, top5, self.seen, float(self.loss), totals, self.bad, seconds)
+        pairs = self.pairs.cpu().reshape(self.classes.count, -1) if len(self.pairs) else None
+        return Measurement(count, top1, top5, self.seen, float(self.loss), totals, pairs, self.bad, seconds)
 
 
 def _over_processes(own: Measurement) -> Measurement:
@@ -277,9 +299,15 @@ def _over_processes(own: Measurement) -> Measurement:
         seen=sum(part.seen for part in gathered),
         loss_sum=sum(part.loss_sum for part in gathered),
         per_class=torch.stack([part.per_class for part in gathered]).sum(0),
+        confusion=_total([part.confusion for part in gathered]),
         bad=[entry for part in gathered for entry in part.bad],
         seconds=max(part.seconds for part in gathered),
     )
+
+
+def _total(parts: list[Tensor | None]) -> Tensor | None:
+    known = [part for part in parts if part is not None]
+    return torch.stack(known).sum(0) if known else None
 
 
 def _leave_interrupts(worker: Any) -> int:

@@ -14,7 +14,10 @@ from ..conversion.config import class_names
 from ..errors import UserError, first_line
 from ..models.lambdaresnet_small import CIFAR10_CLASSES
 
-__all__ = ["Classes", "check_real", "identify", "match_classes", "read_real_labels", "read_valid_labels"]
+__all__ = [
+    *("Classes", "check_real", "identify", "known_classes", "match_classes", "plain_name"),
+    *("read_real_labels", "read_valid_labels"),
+]
 
 SUBSETS = ("imagenet-a", "imagenet-r")
 REAL_IMAGES = 50000
@@ -53,7 +56,7 @@ def match_classes(model: nn.Module, names: Sequence[str], valid: Sequence[int] =
         UserError: they do not match; says how to map them.
     """
     size: Any = model.num_classes
-    known = _known(model)
+    known = known_classes(model)
     if valid:
         if max(valid) >= size or min(valid) < 0 or (names and not mapped and len(names) != len(valid)):
             raise UserError(f"--valid-labels names {len(valid)} of {size} outputs; the data has {len(names)} classes")
@@ -67,7 +70,7 @@ def match_classes(model: nn.Module, names: Sequence[str], valid: Sequence[int] =
         return Classes(len(names), outputs, subset, tuple(names), note)
     _check(names, known, size)
     note = ""
-    if known and not names[0].isdecimal() and not set(map(_plain, names)) & set(map(_plain, known)):
+    if known and not names[0].isdecimal() and not set(map(plain_name, names)) & set(map(plain_name, known)):
         note = f"the model does not know the names of the classes ('{names[0]}', ...): only their number was compared"
     return Classes(size, (), _dataset_of(names), tuple(names), note)
 
@@ -79,9 +82,9 @@ def _check(names: Sequence[str], known: Sequence[str], size: int) -> None:
         if [int(name) for name in names] != list(range(size)):
             raise UserError(f"the data's classes are numbers that do not run from 0 to {size - 1}; to map them, {MAP}")
         return
-    places = {_plain(name): index for index, name in enumerate(known)}
+    places = {plain_name(name): index for index, name in enumerate(known)}
     for index, name in enumerate(names):
-        place = places.get(_plain(name), index)
+        place = places.get(plain_name(name), index)
         if place != index:
             raise UserError(
                 f"the classes are in another order: '{name}' is number {index} of the data and {place} of the model; "
@@ -89,7 +92,8 @@ def _check(names: Sequence[str], known: Sequence[str], size: int) -> None:
             )
 
 
-def _known(model: nn.Module) -> list[str]:
+def known_classes(model: nn.Module) -> list[str]:
+    """The classes of a model in its order: its ``label_names``, or ImageNet's synsets; empty where it has neither."""
     cfg: Any = model.pretrained_cfg
     size: Any = model.num_classes
     try:
@@ -99,7 +103,8 @@ def _known(model: nn.Module) -> list[str]:
     return _synsets() if size == 1000 else []
 
 
-def _plain(name: str) -> str:
+def plain_name(name: str) -> str:
+    """A name of a class without what spellings differ in: case and underscores."""
     return name.strip().casefold().replace("_", " ")
 
 
@@ -123,7 +128,7 @@ def _imagenet_subset(names: Sequence[str]) -> str:
 def _dataset_of(names: Sequence[str]) -> str:
     if len(names) == 1000 and list(names) in (_synsets(), ImageNetInfo().label_descriptions()):
         return "imagenet-1k"
-    if tuple(map(_plain, names)) == CIFAR10_CLASSES:
+    if tuple(map(plain_name, names)) == CIFAR10_CLASSES:
         return "cifar10"
     return "numbered-1k" if len(names) == 1000 and all(name.isdecimal() for name in names) else ""
 
@@ -140,7 +145,7 @@ def identify(classes: Classes, count: int, real: bool = False) -> str:
         return classes.dataset
     if (classes.count, count) == (1000, REAL_IMAGES):  # under other names of its classes
         return "imagenet-1k"
-    own = tuple(map(_plain, classes.names)) == CIFAR10_CLASSES
+    own = tuple(map(plain_name, classes.names)) == CIFAR10_CLASSES
     return "cifar10" if own and count in CIFAR10_IMAGES else ""
 
 

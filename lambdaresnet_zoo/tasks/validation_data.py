@@ -17,7 +17,7 @@ from timm.data.readers.reader_image_in_tar import ReaderImageInTar
 from ..errors import UserError, first_line
 from .validation_images import IndexedImages, StreamedImages
 
-__all__ = ["Source", "Validation", "open_source"]
+__all__ = ["STREAMS", "Source", "Validation", "open_source", "resolve_source"]
 
 VALIDATION = ("validation", "val", "valid", "eval", "evaluation")
 SPLITS = (*VALIDATION, "test")  # what is looked for, in this order
@@ -58,7 +58,18 @@ class Validation:
     """Images over all processes, where it is known before they are read."""
 
 
-def open_source(source: Source, process: int = 0, processes: int = 1, named: bool = False) -> Validation:
+def resolve_source(source: Source, training: bool = False) -> tuple[str, str, str]:
+    """What a user means: the data's name for timm, its root and its split.
+
+    Raises:
+        UserError: there is no such data, or no such split of it.
+    """
+    return _resolve(source, TRAINING if training else SPLITS)
+
+
+def open_source(
+    source: Source, process: int = 0, processes: int = 1, named: bool = False, training: bool = False
+) -> Validation:
     """Open data through timm's readers.
 
     Args:
@@ -66,11 +77,12 @@ def open_source(source: Source, process: int = 0, processes: int = 1, named: boo
         process: number of this process.
         processes: that share the images.
         named: whether every image's file name is wanted.
+        training: whether the split for training is meant where none is named.
 
     Raises:
         UserError: there is no such data, no image in it, or a package to read it is missing.
     """
-    name, root, split = _resolve(source)
+    name, root, split = resolve_source(source, training)
     kind = name.partition("/")[0].lower()
     try:
         if kind in ("hfds", "hfids"):
@@ -144,10 +156,10 @@ def _labelled(source: Source, kind: str, root: str, split: str) -> Any:
     return reader
 
 
-def _resolve(source: Source) -> tuple[str, str, str]:
+def _resolve(source: Source, wanted: tuple[str, ...]) -> tuple[str, str, str]:
     """Name for timm, root and split."""
     if source.dataset:
-        split = source.split or _hub_split(source.dataset) or SPLITS[0]
+        split = source.split or _hub_split(source.dataset, wanted) or wanted[0]
         return source.dataset, source.data, split
     if not source.data:
         raise UserError("give the images with --data PATH, or name them with --dataset")
@@ -157,20 +169,20 @@ def _resolve(source: Source) -> tuple[str, str, str]:
     if path.is_file():
         return _of_file(path, source.split)
     if (path / "_info.json").is_file() or (path / "info.json").is_file():
-        return "wds/", str(path), source.split or _declared_split(path)
+        return "wds/", str(path), source.split or _declared_split(path, wanted)
     if any(file for pattern in ("*.parquet", "*/*.parquet") for file in path.glob(pattern)):  # no deeper: ImageNet
         name = f"hfds/{path}"
-        return name, "", source.split or _hub_split(name) or SPLITS[0]
+        return name, "", source.split or _hub_split(name, wanted) or wanted[0]
     tars = sorted(file.name for file in path.glob("*.tar"))
     if tars:
         neighbours = _is_webdataset(path / tars[0])
-        chosen = _split_tars(path, tars, source.split, by_class=not neighbours)
+        chosen = _split_tars(path, tars, source.split, wanted, by_class=not neighbours)
         if neighbours:
             return "wds/", str(path), "::".join(chosen)
         if len(tars) > 1 and len(chosen) == 1:
             return "tar", str(path / chosen[0]), source.split
         return "tars", str(path), "" if chosen == tars else "::".join(chosen)
-    folder, split = _split_folder(path, source.split)
+    folder, split = _split_folder(path, source.split, wanted)
     return "folder", str(folder), split
 
 
@@ -198,15 +210,15 @@ def _is_webdataset(path: Path) -> bool:
     return False
 
 
-def _declared_split(path: Path) -> str:
+def _declared_split(path: Path, wanted: tuple[str, ...]) -> str:
     file = next(file for name in ("_info.json", "info.json") if (file := path / name).is_file())
     try:
-        return _first_known(path, list(json.loads(file.read_text(encoding="utf-8")).get("splits", {})))
+        return _first_known(path, list(json.loads(file.read_text(encoding="utf-8")).get("splits", {})), wanted)
     except (ValueError, AttributeError) as error:
         raise UserError(f"{file} is not what webdataset's info is: {first_line(error)}") from error
 
 
-def _hub_split(name: str) -> str:
+def _hub_split(name: str, wanted: tuple[str, ...]) -> str:
     """The split of what Hugging Face datasets reads, empty for other names."""
     kind, _, rest = name.partition("/")
     if kind.lower() not in ("hfds", "hfids"):
@@ -215,7 +227,7 @@ def _hub_split(name: str) -> str:
         _quiet()
         import datasets
 
-        return _first_known(rest, [str(split) for split in datasets.get_dataset_split_names(rest)])
+        return _first_known(rest, [str(split) for split in datasets.get_dataset_split_names(rest)], wanted)
     except ImportError:
         return ""  # told on opening
     except UserError:
@@ -232,45 +244,47 @@ def _quiet() -> None:
     datasets.logging.set_verbosity(logging.CRITICAL)
 
 
-def _first_known(path: object, splits: list[str]) -> str:
-    known = [split for split in SPLITS if split in splits]
+def _first_known(path: object, splits: list[str], wanted: tuple[str, ...]) -> str:
+    known = [split for split in wanted if split in splits]
     if not known:
-        raise UserError(f"{path} has the splits {', '.join(splits) or 'none'}: name one with --split")
+        option = "--train-split" if wanted == TRAINING else "--split"
+        raise UserError(f"{path} has the splits {', '.join(splits) or 'none'}: name one with {option}")
     return known[0]
 
 
-def _split_folder(path: Path, split: str) -> tuple[Path, str]:
+def _split_folder(path: Path, split: str, wanted: tuple[str, ...]) -> tuple[Path, str]:
     """The folder of a split where the root has such, and its name; timm would take the whole root otherwise."""
     folders = {child.name for child in path.iterdir() if child.is_dir()}
     if split in folders:
         return path / split, split
     if not folders & {*SPLITS, *TRAINING}:
         return path, split
-    known = [name for name in (_synonyms(split) if split else SPLITS) if name in folders]
+    known = [name for name in (_synonyms(split) if split else wanted) if name in folders]
     if known:
         return path / known[0], known[0]
     told = ", ".join(sorted(folders))
     if split:
         raise UserError(f"{path} has no folder '{split}' but {told}")
-    raise UserError(f"{path} has {told}: give the folder with the images to validate on")
+    purpose = "train" if wanted == TRAINING else "validate"
+    raise UserError(f"{path} has {told}: give the folder with the images to {purpose} on")
 
 
-def _split_tars(path: Path, tars: list[str], split: str, by_class: bool) -> list[str]:
+def _split_tars(path: Path, tars: list[str], split: str, wanted: tuple[str, ...], by_class: bool) -> list[str]:
     """The tars of a split by the words in their names; all where the names tell of no splits."""
     splits = {name: _split_words(name) for name in tars}
     if split:
-        wanted, words = _split_words(split), set(_words(split))
-        chosen = [name for name in tars if (splits[name] == wanted if wanted else words <= set(_words(name)))]
+        named, words = _split_words(split), set(_words(split))
+        chosen = [name for name in tars if (splits[name] == named if named else words <= set(_words(name)))]
         if not chosen:
             raise UserError(f"{path} has no tar of the split '{split}' by its name; there are {_few(tars)}")
         return chosen
     found = set(splits.values())
     if found == {""} or (by_class and len(found) == 2 and "" in found):  # of a class that is called bullet train
         return tars
-    known = [name for name in ("validation", "test") if name in found]
+    known = [name for name in wanted if name in found]
     if "" not in found and known:
         return [name for name in tars if splits[name] == known[0]]
-    raise UserError(f"{path} has tars that are not all to validate on ({_few(tars)}): name a split with --split")
+    raise UserError(f"{path} has tars that are not all of one split ({_few(tars)}): name a split with --split")
 
 
 def _split_words(name: str) -> str:

@@ -7,7 +7,7 @@ The readers, the decoding and the transform are timm's.
 
 import io
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -96,7 +96,7 @@ class IndexedImages(Dataset):
 
     def __init__(self, dataset: Any, process: int = 0, processes: int = 1, named: bool = False):
         self.dataset = dataset
-        self.indices = range(process, len(dataset), processes)
+        self.indices: Sequence[int] = range(process, len(dataset), processes)
         self.named = named
 
     def __len__(self) -> int:
@@ -118,7 +118,7 @@ class IndexedImages(Dataset):
         """What gives the image, which may be damaged, and its class."""
         if not isinstance(self.dataset, ImageDataset):
             image, target = self.dataset[index]
-            return lambda: image, _number(target)
+            return lambda: image, self._target(index, target)
         reader = self.dataset.reader
         with _keys(reader):
             stream, target = reader[index]
@@ -127,7 +127,10 @@ class IndexedImages(Dataset):
             with stream:
                 return Image.open(stream).convert(self.dataset.input_img_mode)
 
-        return read, _number(target)
+        return read, self._target(index, target)
+
+    def _target(self, index: int, target: Any) -> int:
+        return _number(target)
 
     def _name(self, index: int) -> str:
         try:
@@ -175,8 +178,7 @@ class StreamedImages(IterableDataset):
         from timm.data.readers.reader_wds import WdsTargetKeyError, _decode  # timm's pipeline only logs errors
 
         reader = self.reader
-        shards = [os.path.join(reader.root, name) for name in reader.split_info.filenames]
-        stages = [webdataset.SimpleShardList(shards), reader._split_by_node_and_worker]
+        stages = [webdataset.SimpleShardList(self._shards()), reader._split_by_node_and_worker]
         stages.append(webdataset.tarfile_to_samples(handler=webdataset.reraise_exception))
         for sample in webdataset.DataPipeline(*stages):
 
@@ -203,6 +205,10 @@ class StreamedImages(IterableDataset):
                     return decoded["jpg"], self._mapped(decoded["target"])
 
             yield f"{sample.get('__url__', '')}: {sample['__key__']}", read
+
+    def _shards(self) -> list[str]:
+        """Paths of all shards, in the order in which they are shared out."""
+        return [os.path.join(self.reader.root, name) for name in self.reader.split_info.filenames]
 
     def _examples(self) -> Iterator[tuple[str, Any]]:
         import datasets

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError
 from .benchmarks import BESIDE, MACHINE, MEASURED, TRAINING, ZOO, Row, cells, is_gpu
-from .files import read_rows, write_whole
+from .files import read_rows
+from .pictures import new_figure, save_figure
 
 __all__ = ["draw", "growth_plots", "is_current"]
 
@@ -53,16 +53,13 @@ def draw(rows: Sequence[Row], picture: Path) -> None:
     Raises:
         UserError: matplotlib is not installed, or the file cannot be written.
     """
-    try:
-        import matplotlib
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise UserError('matplotlib draws the growth: pip install "lambdaresnet-zoo[benchmark]"') from error
+    figure = new_figure(9, 11.5, "benchmark")
+    import matplotlib
+
     first = rows[0]
     where = f"d {first['dim']}, scope {first['scope']}; {first['device']}, {first['threads']} thread(s), "
     where += f"{first['precision']}, torch {first['torch']}. A curve ends where a pass needs too much memory or time."
     with matplotlib.rc_context({"svg.hashsalt": "growth", "font.size": 9, "svg.fonttype": "none"}):
-        figure = Figure(figsize=(9, 11.5), layout="constrained")
         lines = figure.subplots(len(PANELS), 2)
         for line, (column, mode, label) in zip(lines, PANELS, strict=True):
             of_mode = [row for row in rows if row["mode"] == mode]
@@ -70,13 +67,7 @@ def draw(rows: Sequence[Row], picture: Path) -> None:
                 _panel(axes, of_mode, column, label, along)
         figure.legend(*lines[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False)
         figure.supxlabel(where, fontsize=8)
-        kind = picture.suffix[1:]
-        # No date and no version in it: the same rows give the same picture.
-        metadata = {"Description": digest_of(rows), "Date" if kind == "svg" else "Software": None}
-        try:
-            write_whole(picture, lambda path: figure.savefig(path, format=kind, dpi=90, metadata=metadata))
-        except OSError as error:
-            raise UserError(f"{picture} cannot be written: {error.strerror}") from error
+        save_figure(figure, picture, digest_of(rows))
 
 
 def digest_of(rows: Sequence[Row]) -> str:

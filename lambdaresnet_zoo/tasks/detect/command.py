@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from ...arguments import count, keyword
+from ...arguments import count, keyword, number
 
 __all__ = ["add_arguments", "run"]
 
@@ -88,10 +88,10 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     add("--grad-accum-steps", type=count, default=1, metavar="N", help="passes a step (%(default)s)")
     add("--image-size", "--img-size", type=count, metavar="N", help="pixels of the square training crop")
     add("--opt", metavar="NAME", help="optimiser, by timm's name")
-    add("--lr", type=_positive, metavar="X", help="rate after the warm-up (the recipe's, in proportion to the batch)")
-    add("--weight-decay", type=_positive, metavar="X", help="not of biases and norms")
+    add("--lr", type=number, metavar="X", help="rate after the warm-up (the recipe's, in proportion to the batch)")
+    add("--weight-decay", type=number, metavar="X", help="not of biases and norms")
     add("--warmup-steps", type=count, metavar="N", help="steps in which the rate rises")
-    add("--clip-grad", type=_positive, metavar="X", help="largest norm of the gradient")
+    add("--clip-grad", type=number, metavar="X", help="largest norm of the gradient")
     add("--norm", choices=["live", "frozen", "sync"], help="batch norm; sync is over all processes, on GPUs")
     add("--seed", type=int, default=42, metavar="N", help="(%(default)s)")
     add("--resume", nargs="?", const="", metavar="FILE", help="continue from a checkpoint (that in --output)")
@@ -114,17 +114,7 @@ def _add_predict(parser: argparse.ArgumentParser) -> None:
     add("inputs", nargs="+", metavar="IMAGE", help="a file, a folder to search, or a quoted glob pattern")
     add("--checkpoint", required=True, metavar="FOLDER", help="the --output of detect train")
     add("--output", required=True, metavar="FOLDER", help="for the drawings, and detections.json in COCO's format")
-    add("--threshold", type=_positive, default=0.5, metavar="X", help="draw what scores at least this (%(default)s)")
+    add("--threshold", type=number, default=0.5, metavar="X", help="draw what scores at least this (%(default)s)")
     add("--blank", action="store_true", help="draw on an empty canvas, not on the image")
     add("--device", default="cpu", help="cpu, cuda, cuda:1, ... (%(default)s)")
     add("--progress", action=argparse.BooleanOptionalAction, help="a progress bar (if stderr is a terminal)")
-
-
-def _positive(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"'{text}' is not a number of at least 0")
-    return value

@@ -4,7 +4,6 @@ import contextlib
 import io
 import json
 import math
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from ...errors import UserError, first_line
-from ..images import image_problem, open_image
+from ..images import image_problem, open_image, tell_problems
 
 if TYPE_CHECKING:
     from pycocotools.coco import COCO
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
 __all__ = ["CocoData", "check_images", "need_pycocotools", "object_mask", "read_coco"]
 
 WORKERS = 8  # threads that decode images for the check
-SHOWN = 10
 
 
 @dataclass
@@ -113,7 +111,7 @@ def read_coco(
         problem = _annotation_problem(found, images, categories, masks)
         if problem:
             problems[number] = f"annotation {number} of image {_named(images, found['image_id'])}: {problem}"
-    tell(path, list(problems.values()), skip_bad)
+    tell_problems(path, list(problems.values()), skip_bad)
     coco = COCO()
     coco.dataset = {
         **content,
@@ -160,21 +158,8 @@ def check_images(data: CocoData, ids: Iterable[int], skip_bad: bool, progress: b
         bar = tqdm(pool.map(problem, ids), total=len(ids), desc="check images", disable=not progress, leave=False)
         found = list(bar)
     problems = [f"image {_named(data.coco.imgs, ids[index])}: {text}" for index, text in enumerate(found) if text]
-    tell(data.path, problems, skip_bad)
+    tell_problems(data.path, problems, skip_bad)
     return [image_id for image_id, text in zip(ids, found, strict=True) if not text]
-
-
-def tell(path: Path, problems: Sequence[str], skip_bad: bool) -> None:
-    """Raise the first problem, or with ``skip_bad`` list them on stderr."""
-    if not problems:
-        return
-    if not skip_bad:
-        more = f" (and {len(problems) - 1} more like it)" if len(problems) > 1 else ""
-        raise UserError(f"{path}: {problems[0]}{more}; --skip-bad leaves out what is wrong")
-    for problem in problems[:SHOWN]:
-        print(f"left out: {path}: {problem}", file=sys.stderr)
-    if len(problems) > SHOWN:
-        print(f"left out: {path}: {len(problems) - SHOWN} more", file=sys.stderr)
 
 
 def _parse(path: Path) -> dict[str, Any]:

@@ -1,18 +1,17 @@
 """Training samples: images with their objects, augmented as a recipe says."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from .data import CocoData, object_mask
 from .recipe import Recipe
 
-__all__ = ["Images", "Numbers", "Samples", "augmentation", "collate"]
+__all__ = ["Images", "Samples", "augmentation", "collate"]
 
 FILL = (124, 116, 104)  # ImageNet's mean, which is 0 to the network
 
@@ -87,25 +86,6 @@ class Samples(Dataset[Sample]):
             stacked = torch.stack(masks) if masks else torch.zeros(0, height, width, dtype=torch.uint8)
             target["masks"] = tv_tensors.Mask(stacked)
         return image, target
-
-
-class Numbers(Sampler[int]):
-    """Numbers of the samples that one of several processes takes, from a step of the run on.
-
-    Step s has the samples s·B to (s + 1)·B - 1, of which process p of P takes the p-th of P equal parts.
-    """
-
-    def __init__(self, first: int, last: int, batch_size: int, process: int, processes: int) -> None:
-        self.steps, self.batch_size, self.process, self.processes = range(first, last), batch_size, process, processes
-
-    def __iter__(self) -> Iterator[int]:
-        part = self.batch_size // self.processes
-        for step in self.steps:
-            start = step * self.batch_size + self.process * part
-            yield from range(start, start + part)
-
-    def __len__(self) -> int:
-        return len(self.steps) * (self.batch_size // self.processes)
 
 
 class Images(Dataset[tuple[int, Tensor]]):

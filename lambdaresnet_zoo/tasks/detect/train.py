@@ -18,8 +18,9 @@ from tqdm import tqdm
 from ...errors import UserError, first_line
 from ...weights.files import read_rows, write_rows
 from ..checkpoints import LAST, StopSignal, check_run, read_state, write_state
+from ..sampling import Numbers
 from .recipe import Recipe
-from .samples import Numbers, Samples, collate
+from .samples import Samples, collate
 
 __all__ = ["Diverged", "Loop", "Training"]
 

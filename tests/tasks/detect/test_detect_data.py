@@ -14,7 +14,8 @@ from pycocotools.coco import COCO
 from lambdaresnet_zoo.errors import UserError
 from lambdaresnet_zoo.tasks.detect.data import check_images, read_coco
 from lambdaresnet_zoo.tasks.detect.recipe import RECIPES, Recipe
-from lambdaresnet_zoo.tasks.detect.samples import Numbers, Samples
+from lambdaresnet_zoo.tasks.detect.samples import Samples
+from lambdaresnet_zoo.tasks.sampling import Numbers
 
 STILL = Recipe(image_size=128, scale=(1.0, 1.0), crop=False, hflip=0.0)
 

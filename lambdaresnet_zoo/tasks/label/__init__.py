@@ -1,0 +1,1 @@
+"""Pseudo-labels: what a teacher makes of images without labels."""

@@ -1,0 +1,97 @@
+"""Lambda layers against 3x3 convolutions on CIFAR-10: the same network and recipe, over several seeds.
+
+`lambdaresnet32px_conv` is `lambdaresnet32px` with a 3x3 convolution for every lambda layer, at the same depth and
+width, as models/lambdaresnet_small.py defines both; the recipe is `cifar10`, by which the weights that ship were
+trained. What a seed gives is the figure after the last epoch.
+"""
+
+import argparse
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+from ..errors import UserError
+from ..weights.cards import CIFAR10
+from ..weights.files import read_rows
+from .study import Stopped, interval, run_once, write_table
+
+__all__ = ["main"]
+
+MODELS = ("lambdaresnet32px", "lambdaresnet32px_conv")
+ALLOWED = 0.5
+"""Points between the figure that ships and that of the same seed here."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run from the command line.
+
+    Returns:
+        0, after SIGTERM too; 1 if a run fails or the shipped figure is not met; 2 if it cannot begin; 130 after Ctrl-C.
+    """
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, metavar="FOLDER", help="CIFAR-10 as parquet")
+    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="for the runs")
+    parser.add_argument("--results", type=Path, required=True, metavar="FILE", help="csv with a row for each run")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N", help="(0 1 2)")
+    parser.add_argument("--models", nargs="+", default=list(MODELS), metavar="NAME", help="(both)")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change the recipe")
+    parser.add_argument("--device", default="", help="(a GPU if there is one)")
+    parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes that load images (%(default)s)")
+    chosen = parser.parse_args(arguments)
+    try:
+        for seed in chosen.seeds:
+            for model in chosen.models:
+                options: dict[str, Any] = {
+                    "model": model,
+                    "data": chosen.data,
+                    "recipe": "cifar10",
+                    "seed": seed,
+                    "output": str(chosen.output / f"{model}-seed{seed}"),
+                    "device": chosen.device,
+                    "workers": chosen.workers,
+                }
+                run_once(chosen.results, {"model": model, "seed": seed}, options, chosen.set)
+        table = summary(read_rows(chosen.results))
+        write_table(chosen.results.with_name(f"{chosen.results.stem}_summary.csv"), table)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except Stopped as error:
+        print(error, file=sys.stderr)
+        return 0
+    except RuntimeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    missed = [row for row in table if row["difference"] and abs(float(row["difference"])) > ALLOWED]
+    for row in missed:
+        print(f"missed: {row['model']} of the shipped seed differs by {row['difference']} points", file=sys.stderr)
+    return 1 if missed else 0
+
+
+def summary(rows: list[dict[str, str]]) -> list[dict[str, Any]]:
+    """For each network: parameters, mean top-1 with its 95 % interval, time, and the figure that ships of one seed."""
+    shipped = {row["model"]: row for row in read_rows(CIFAR10)}
+    table = []
+    for model in dict.fromkeys(row["model"] for row in rows):
+        own = [row for row in rows if row["model"] == model]
+        mean, low, high = interval([float(row["top1"]) for row in own])
+        known = shipped.get(model, {})
+        same = [row for row in own if (row["seed"], row["epochs"]) == (known.get("seed"), known.get("epochs"))]
+        table.append(
+            {
+                "model": model,
+                "params": own[0]["params"],
+                "seeds": len(own),
+                "epochs": own[0]["epochs"],
+                "top1_mean": f"{mean:.2f}",
+                "top1_low": f"{low:.2f}",
+                "top1_high": f"{high:.2f}",
+                "train_seconds": f"{statistics.fmean(float(row['train_seconds']) for row in own):.0f}",
+                "shipped_top1": known.get("top1", ""),
+                "difference": f"{float(same[0]['top1']) - float(known['top1']):+.2f}" if same else "",
+            }
+        )
+    return table

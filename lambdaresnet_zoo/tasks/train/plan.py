@@ -1,0 +1,114 @@
+"""What follows from options and data before the first step: steps, rate, optimiser, schedule."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from timm.optim import create_optimizer_v2, optimizer_kwargs
+from timm.scheduler import create_scheduler_v2
+from timm.scheduler.scheduler_factory import scheduler_kwargs
+from torch import nn
+
+from ...errors import UserError, first_line
+from .data import TrainData
+from .options import TrainOptions
+
+__all__ = ["Plan", "fit_batch", "make_optimizer", "make_plan", "make_schedule"]
+
+AVERAGED = ("ada", "lamb")  # names of optimisers whose rate follows the root of the batch, as in timm's train.py
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The steps of a run."""
+
+    batch: int
+    """Images of an update, over all processes and passes."""
+    steps_per_epoch: int
+    epochs: int
+    """With those that the schedule adds."""
+    lr: float
+
+    @property
+    def steps(self) -> int:
+        """Updates of the run."""
+        return self.steps_per_epoch * self.epochs
+
+
+def fit_batch(options: TrainOptions, count: int, processes: int) -> TrainOptions:
+    """The options with a batch that the data fills, where the user has named none."""
+    parts = processes * options.grad_accum_steps
+    if options.sources.get("batch_size") in ("given", "--set") or options.batch_size * parts <= count:
+        return options
+    size = max(1, count // parts)
+    return replace(options, batch_size=size - size % 2 if options.mixes and size > 1 else size)
+
+
+def make_plan(options: TrainOptions, data: TrainData, processes: int) -> Plan:
+    """The steps of a run.
+
+    Raises:
+        UserError: the data does not fill one batch, a batch cannot be mixed, or the rate is 0.
+    """
+    batch = options.batch_size * processes * options.grad_accum_steps
+    if batch > data.count:
+        parts = [f"--batch-size {options.batch_size}"]
+        parts += [f"{processes} processes"] if processes > 1 else []
+        parts += [f"--grad-accum-steps {options.grad_accum_steps}"] if options.grad_accum_steps > 1 else []
+        raise UserError(
+            f"{' x '.join(parts)}: an update takes {batch} images, and {data.name} has {data.count}; "
+            "give a smaller --batch-size"
+        )
+    if options.mixes and options.batch_size % 2:
+        raise UserError(f"--batch-size {options.batch_size} is odd, and mixup pairs the images of a batch")
+    lr = options.lr
+    if lr is None:
+        ratio = batch / options.lr_base_size
+        scale = options.lr_base_scale or ("sqrt" if any(name in options.opt.lower() for name in AVERAGED) else "linear")
+        lr = options.lr_base * (ratio**0.5 if scale == "sqrt" else ratio)
+    if not lr:
+        raise UserError("--lr 0 trains nothing")
+    steps = data.count // batch
+    epochs = options.epochs + options.cooldown_epochs
+    if options.warmup_prefix:
+        epochs += round(options.warmup_epochs)
+    return Plan(batch, steps, epochs, lr)
+
+
+def make_optimizer(model: nn.Module, options: TrainOptions, plan: Plan) -> torch.optim.Optimizer:
+    """Timm's optimiser of the parameters that are ever trained.
+
+    Raises:
+        UserError: timm has none of this name, or it does not take an option.
+    """
+    arguments: dict[str, Any] = {**optimizer_kwargs(options), "lr": plan.lr}
+    try:
+        return create_optimizer_v2(model, **arguments)
+    except (ValueError, AssertionError, TypeError, AttributeError) as error:
+        raise UserError(f"--opt '{options.opt}': {first_line(error)}") from error
+
+
+def make_schedule(optimizer: torch.optim.Optimizer, options: TrainOptions, plan: Plan) -> Any:
+    """Timm's schedule of the learning rate; None where it stays as it is.
+
+    Raises:
+        UserError: timm has none of this name, or it is longer than the run.
+    """
+    arguments = scheduler_kwargs(options)
+    if options.sched == "plateau":  # it looks at each epoch's figures
+        arguments["step_on_epochs"] = True
+    if options.warmup_epochs >= options.epochs and not options.warmup_prefix:
+        raise UserError(
+            f"--warmup-epochs {options.warmup_epochs:g} leave nothing of --epochs {options.epochs}; give fewer"
+        )
+    if options.sched.lower() in ("", "none"):
+        return None
+    try:
+        schedule, _ = create_scheduler_v2(optimizer, updates_per_epoch=plan.steps_per_epoch, **arguments)
+    except (ValueError, AssertionError, TypeError) as error:
+        raise UserError(f"--sched '{options.sched}': {first_line(error)}") from error
+    if schedule is None:
+        raise UserError(
+            f"unknown --sched '{options.sched}'; there are cosine, tanh, step, multistep, plateau, poly, wsd"
+        )
+    return schedule

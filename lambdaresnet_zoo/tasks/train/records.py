@@ -1,0 +1,74 @@
+"""What is told of a run while it goes on: where it is, how far, and the rows of its csv files."""
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ...errors import UserError
+from ...weights.files import read_rows, write_rows
+
+__all__ = ["BEST", "STEPS", "SUMMARY", "Diverged", "Place", "Progress", "append_row", "is_better"]
+
+STEPS, SUMMARY, BEST = "steps.csv", "summary.csv", "best.pt"
+
+
+class Diverged(Exception):
+    """The loss is not a finite number; the message names the step, the rate and the last good checkpoint."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a run is carried out."""
+
+    output: Path
+    device: torch.device
+    process: int = 0
+    processes: int = 1
+    progress: bool = False
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process is the one that writes and tells."""
+        return self.process == 0
+
+
+@dataclass
+class Progress:
+    """What a checkpoint holds beside weights and optimiser."""
+
+    step: int = 0
+    seconds: float = 0.0
+    evaluated: bool = True
+    """Whether the epoch that ended last has been evaluated."""
+    best: dict[str, float] = field(default_factory=dict)
+    """Row of the best epoch."""
+    epoch_sum: float = 0.0
+    epoch_count: int = 0
+    window_sum: float = 0.0
+    window_count: int = 0
+
+
+def append_row(path: Path, row: dict[str, Any]) -> None:
+    """Append a row to a csv of a run, in place of those that followed, when steps are run again.
+
+    Args:
+        path: of the file.
+        row: its first column counts.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    key = next(iter(row))
+    try:
+        before = read_rows(path) if path.exists() else []
+        write_rows(path, [*(old for old in before if int(old[key]) < row[key]), row])
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror}); make room, then --resume") from error
+
+
+def is_better(value: float, best: float, metric: str) -> bool:
+    """Whether a figure is better than the best so far."""
+    return math.isfinite(value) and (value < best if metric == "loss" else value > best)

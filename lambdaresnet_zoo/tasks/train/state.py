@@ -1,0 +1,197 @@
+"""What training changes, and its checkpoints."""
+
+import copy
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+
+from ...errors import UserError, first_line
+from ..checkpoints import LAST, check_run, read_state, write_state
+from .data import TrainData
+from .model import Freezing
+from .options import TrainOptions
+from .plan import Plan, make_optimizer, make_schedule
+from .records import Diverged, Place, Progress
+from .samples import TrainBatch
+from .transforms import OnDevice
+from .wrapping import States, shard, synchronise_norms
+
+__all__ = ["NEVER", "TrainState"]
+
+NEVER = 2**62  # a step that no run comes to
+
+
+class TrainState:
+    """A network in training, with all that a checkpoint holds.
+
+    Args:
+        model: on its device.
+        data: to learn from.
+        on_device: prepares batches, and has the loss.
+        batches: gives a process's batches from a step on.
+        options: how.
+        plan: the steps.
+        place: where.
+
+    Raises:
+        UserError: optimiser, schedule or frozen stages cannot be had.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data: TrainData,
+        on_device: OnDevice,
+        batches: Callable[[int], Iterator[TrainBatch]],
+        options: TrainOptions,
+        plan: Plan,
+        place: Place,
+    ) -> None:
+        self.data, self.on_device, self.batches = data, on_device, batches
+        self.options, self.plan, self.place = options, plan, place
+        if options.sync_bn and place.processes > 1:
+            model = synchronise_norms(model, place.device)
+        self.model: Any = model
+        self.freezing = Freezing(model, options)
+        self.ema: Any = None
+        if options.model_ema:
+            decay, warmup = options.model_ema_decay, options.model_ema_warmup
+            self.ema = ModelEmaV3(model, decay=decay, use_warmup=warmup, foreach=not options.fsdp)
+        self.states = States(options.fsdp)
+        self._plain = copy.deepcopy(model) if options.fsdp else None
+        if options.fsdp:
+            for network in (self.model, self.ema.module if self.ema else None):
+                if network is not None:
+                    shard(network, place.device, place.processes)
+        if options.torchcompile:
+            self.model.compile(backend=options.torchcompile)
+        self.optimizer = make_optimizer(model, options, plan)
+        self.schedule = make_schedule(self.optimizer, options, plan)
+        self.half = getattr(torch, options.half) if options.half else torch.float32
+        self.scaler = torch.amp.GradScaler(place.device.type, enabled=self.half is torch.float16)
+        self.progress = Progress(evaluated=True)
+        self.saved = 0
+        self.bad: dict[str, str] = {}
+        self.sums = torch.zeros(2, device=place.device)  # losses of the epoch, and since the last row
+        self.first_bad = torch.full((), NEVER, dtype=torch.int64, device=place.device)
+        self.board: Any = None
+        """Of TensorBoard, where it is wanted."""
+        self.network: nn.Module = self.model
+        self._wrapped: bool | None = None
+        """Whether the network was wrapped for the classifier alone."""
+
+    @property
+    def evaluated_network(self) -> Any:
+        """The network that is evaluated and exported: the average where there is one."""
+        return self.ema.module if self.ema else self.model
+
+    def whole_network(self) -> nn.Module:
+        """The evaluated network, whole and the same in every process."""
+        network = self.evaluated_network
+        if self._plain is not None:
+            self._plain.load_state_dict(self.states.model(network))
+            network = self._plain
+        if self.place.processes > 1:
+            for statistics in network.buffers():
+                torch.distributed.broadcast(statistics, 0)
+        return network.eval()
+
+    @property
+    def checkpoint(self) -> Path:
+        """The run's last checkpoint."""
+        return self.place.output / LAST
+
+    @property
+    def rate(self) -> float:
+        """The learning rate, without any layer's scale."""
+        groups = self.optimizer.param_groups
+        return max(group["lr"] for group in groups)
+
+    def run_identity(self) -> dict[str, Any]:
+        """What a checkpoint must be of for this run to go on from it."""
+        identity: dict[str, Any] = {
+            **self.options.identity(),
+            "images": self.data.count,
+            "classes": len(self.data.classes),
+            "batch": self.plan.batch,
+            "lr": self.plan.lr,
+        }
+        if self.data.images is None:  # each worker has shards of its own
+            identity["workers"] = self.options.workers
+            identity["processes"] = self.place.processes
+        return identity
+
+    def resume(self, path: Path | None = None) -> None:
+        """Go on from a checkpoint, by default the run's own.
+
+        Raises:
+            UserError: it is missing, damaged, or of another run.
+        """
+        path = path or self.checkpoint
+        state = read_state(path, self.place.device)
+        check_run(path, state.get("run", {}), self.run_identity())
+        self.states.set_model(self.model, state["model"])
+        if self.ema:
+            self.states.set_model(self.ema.module, state["ema"])
+        self.states.set_optimizer(self.model, self.optimizer, state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        if self.options.sched == "plateau":
+            self.schedule.lr_scheduler.load_state_dict(state["schedule"])  # timm's own leaves its counters out
+        self.progress = Progress(**state["progress"])
+        self.bad = dict(state["bad"])
+        self.sums.copy_(state["sums"])
+        self.saved = self.progress.step
+
+    def save(self) -> None:
+        """Write the checkpoint; the first process alone writes, and where there is FSDP2 all take part.
+
+        Raises:
+            Diverged: the weights are no numbers any more.
+            UserError: it cannot be written; the one before is whole.
+        """
+        if not all(bool(parameter.isfinite().all()) for parameter in _locals(self.model)):
+            raise Diverged(f"the weights are no numbers after step {self.progress.step}; {self._last_good()}")
+        progress = self.progress
+        state = {
+            "run": self.run_identity(),
+            "progress": vars(progress).copy(),
+            "model": self.states.model(self.model),
+            "optimizer": self.states.optimizer(self.model, self.optimizer),
+            "scaler": self.scaler.state_dict(),
+            "schedule": self.schedule.lr_scheduler.state_dict() if self.options.sched == "plateau" else {},
+            "sums": self.sums,
+            "bad": dict(self.bad),
+        }
+        if self.ema:
+            state["ema"] = self.states.model(self.ema.module)
+        if self.place.is_first:
+            self.write(self.checkpoint, state)
+        self.saved = progress.step
+
+    def write(self, path: Path, state: dict[str, Any]) -> None:
+        """Write a state, whole.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        try:
+            write_state(path, state)
+        except (OSError, RuntimeError) as error:  # torch's writer raises either on a full disk
+            reason = getattr(error, "strerror", None) or first_line(error)
+            raise UserError(
+                f"{path} cannot be written ({reason}); {self._last_good()}: make room, then --resume"
+            ) from error
+
+    def _last_good(self) -> str:
+        return f"the last good checkpoint: {f'step {self.saved} in {self.checkpoint}' if self.saved else 'none yet'}"
+
+
+def _locals(model: nn.Module) -> Iterator[Tensor]:
+    """The parameters, of those that are shared out this process's part."""
+    for parameter in model.parameters():
+        value: Any = parameter.detach()
+        yield value.to_local() if hasattr(value, "to_local") else value
