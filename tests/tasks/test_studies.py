@@ -103,7 +103,7 @@ def test_fine_tuning_against_scratch(tmp_path, capsys, monkeypatch):
     tuned, scratch = ran
     assert tuned.pretrained and not scratch.pretrained and not scratch.freeze_bn and scratch.layer_decay is None
     assert (scratch.epochs, scratch.opt, scratch.hflip) == (tuned.epochs, tuned.opt, tuned.hflip)
-    assert (tuned.lr, scratch.lr) == (2e-3, study_finetune.SCRATCH_RATE)
+    assert (tuned.lr, scratch.lr) == (1e-3, study_finetune.SCRATCH_RATE)
     assert tuned.val_interval == tuned.epochs == 3 and tuned.hflip == 0
     rows = read_rows(results)
     assert [(row["task"], row["start"]) for row in rows] == [
