@@ -17,9 +17,13 @@ import torch
 from ..errors import UserError, first_line
 from ..weights.files import write_whole
 
-__all__ = ["LAST", "StopSignal", "check_run", "read_state", "write_state"]
+__all__ = ["LAST", "Diverged", "StopSignal", "check_run", "read_state", "write_state"]
 
 LAST = "last.pt"
+
+
+class Diverged(Exception):
+    """The loss is not a finite number; the message names the step and the last good checkpoint."""
 
 
 def write_state(path: Path, state: Mapping[str, Any]) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ...detection import DETECTORS, complexity
 from ...errors import UserError
-from ..checkpoints import LAST
+from ..checkpoints import LAST, Diverged
 from ..processes import SharedError, gather, take_part, together
 from .data import CocoData, check_images, read_coco
 from .detector import DetectorConfig, build, load_detector, save_detector, write_config
@@ -20,7 +20,7 @@ from .recipe import Recipe, read_recipe
 from .report import report, write_report
 from .samples import Samples
 from .score import detect, score, write_results
-from .train import Diverged, Loop, Training
+from .train import Loop, Training
 
 __all__ = ["TrainOptions", "ValidateOptions", "train", "validate"]
 

@@ -17,18 +17,14 @@ from tqdm import tqdm
 
 from ...errors import UserError, first_line
 from ...weights.files import read_rows, write_rows
-from ..checkpoints import LAST, StopSignal, check_run, read_state, write_state
+from ..checkpoints import LAST, Diverged, StopSignal, check_run, read_state, write_state
 from ..sampling import Numbers
 from .recipe import Recipe
 from .samples import Samples, collate
 
-__all__ = ["Diverged", "Loop", "Training"]
+__all__ = ["Loop", "Training"]
 
 LOG = "log.csv"
-
-
-class Diverged(Exception):
-    """The loss is not a finite number; the message names the step and the last good checkpoint."""
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ...errors import UserError
-from ..checkpoints import StopSignal
-from .records import BEST, STEPS, SUMMARY, Diverged, append_row, is_better
+from ..checkpoints import Diverged, StopSignal
+from .records import BEST, STEPS, SUMMARY, append_row, is_better
 from .samples import TrainBatch
 from .state import NEVER, TrainState
 from .wrapping import wrap

@@ -10,13 +10,9 @@ import torch
 from ...errors import UserError
 from ...weights.files import read_rows, write_rows
 
-__all__ = ["BEST", "STEPS", "SUMMARY", "Diverged", "Place", "Progress", "append_row", "is_better"]
+__all__ = ["BEST", "STEPS", "SUMMARY", "Place", "Progress", "append_row", "is_better"]
 
 STEPS, SUMMARY, BEST = "steps.csv", "summary.csv", "best.pt"
-
-
-class Diverged(Exception):
-    """The loss is not a finite number; the message names the step, the rate and the last good checkpoint."""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ...errors import UserError, first_line
-from ..checkpoints import LAST, read_state
+from ..checkpoints import LAST, Diverged, read_state
 from ..loading import usable_device
 from ..processes import SharedError, take_part, together
 from ..validate import Measurement
@@ -26,7 +26,7 @@ from .loop import Training
 from .model import build_model, input_config
 from .options import TrainOptions, write_args
 from .plan import fit_batch, make_plan
-from .records import BEST, Diverged, Place
+from .records import BEST, Place
 from .report import describe
 from .transforms import OnDevice, build_transform
 

@@ -10,12 +10,12 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from ...errors import UserError, first_line
-from ..checkpoints import LAST, check_run, read_state, write_state
+from ..checkpoints import LAST, Diverged, check_run, read_state, write_state
 from .data import TrainData
 from .model import Freezing
 from .options import TrainOptions
 from .plan import Plan, make_optimizer, make_schedule
-from .records import Diverged, Place, Progress
+from .records import Place, Progress
 from .samples import TrainBatch
 from .transforms import OnDevice
 from .wrapping import States, shard, synchronise_norms
