@@ -3,6 +3,7 @@
 import io
 import math
 import statistics
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
@@ -165,3 +166,19 @@ def test_a_run_that_was_stopped_goes_on(tmp_path, monkeypatch, capsys):
     assert seen == [None, ""] and not (tmp_path / "rows.csv").exists()
     monkeypatch.setattr(study, "train", lambda options: 1)
     assert study_finetune.main(arguments) == 1
+
+
+def test_the_readme_says_what_the_study_found():
+    results = Path(study.__file__).parents[1] / "weights" / "results"
+    runs, table = (read_rows(results / f"study_finetune{which}.csv") for which in ("", "_summary"))
+    assert len(runs) == 20 and len({(row["task"], row["start"], row["seed"]) for row in runs}) == 20
+    for row in study_finetune.summary(runs):
+        told = next(each for each in table if (each["task"], each["start"]) == (row["task"], row["start"]))
+        assert {key: str(value) for key, value in row.items()} == told
+    readme = " ".join((results.parents[2] / "README.md").read_text(encoding="utf-8").split())
+    for row in table:
+        if row["start"] != "difference":
+            mean, low, high = (Decimal(row[f"top1_{which}"]) for which in ("mean", "low", "high"))
+            assert f"{mean:.1f} %" in readme and f"({low:.1f} to {high:.1f})" in readme
+        elif float(row["top1_low"]) <= 0:
+            assert "It does not, yet" in readme
