@@ -185,7 +185,10 @@ class TestWithoutPublicWeights:
         [
             (
                 "lambdaresnet50",
-                ["--warm-start timm/resnetrs50.tf_in1k lambdaresnet50", "['lambdaresnet50', size], size 128 or 160"],
+                [
+                    "--warm-start timm/resnetrs50.tf_in1k lambdaresnet50",
+                    "lambdaresnet-zoo train --recipe paper-350ep --model lambdaresnet50",
+                ],
             ),
             ("lambdaresnet200", ["--warm-start timm/resnetrs200.tf_in1k lambdaresnet200"]),
             ("lambdaresnet50_llll", []),
@@ -201,10 +204,8 @@ class TestWithoutPublicWeights:
         with_weights = lambdaresnet_zoo.list_models(pretrained=True)
         assert with_weights and ", ".join(with_weights) in message
         assert all(part in message for part in parts)
-        assert ("--warm-start" in message, "RECIPES" in message) == (
-            name in ("lambdaresnet50", "lambdaresnet200"),
-            name == "lambdaresnet50",
-        )
+        family = name in ("lambdaresnet50", "lambdaresnet200")
+        assert ("--warm-start" in message, "--recipe" in message) == (family, family)
 
     @pytest.mark.parametrize("name", ["test_lambdaresnet", "lambda_mobilenetv2_100"])
     def test_loads_those_of_a_source_that_is_given(self, name, tmp_path, hub):

@@ -182,6 +182,7 @@ def test_interrupting_prints_what_was_measured(checkpoint, tmp_path, processes):
          "--results", str(results)],
         env=os.environ | ENVIRONMENT,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # jobs in the background ignore it
     )  # fmt: skip
     shown = ""
     while "top-1" not in shown:  # the running figure is in the bar
