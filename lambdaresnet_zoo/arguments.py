@@ -34,8 +34,11 @@ def number(text: str) -> float:
 
 def share(text: str) -> float:
     """A number from 0 to 1."""
-    value = number(text)
-    if value > 1:
+    try:
+        value = number(text)
+    except argparse.ArgumentTypeError:
+        value = -1.0
+    if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"'{text}' is not a number from 0 to 1")
     return value
 

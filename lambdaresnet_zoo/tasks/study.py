@@ -5,7 +5,8 @@ A study that is run again leaves out the runs whose rows are there, and continue
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,43 @@ from .train.records import SUMMARY
 from .train.run import train
 from .validation_report import environment
 
-__all__ = ["Stopped", "finished", "interval", "run_once", "write_table"]
+__all__ = ["Stopped", "conduct", "finished", "interval", "run_once", "write_table"]
 
 
 class Stopped(Exception):
     """A signal ended a run, which has saved what it had."""
+
+
+def conduct(
+    runs: Callable[[], None], results: Path, summary: Callable[[list[dict[str, str]]], list[dict[str, Any]]]
+) -> tuple[int, list[dict[str, Any]]]:
+    """Carry out a study, and print and write what its rows say together, beside the csv.
+
+    Args:
+        runs: calls ``run_once`` for each run.
+        results: csv of the runs.
+        summary: of its rows.
+
+    Returns:
+        The exit status, and the summary: 0 and empty after SIGTERM, 1 if a run failed, 2 if it could not begin, 130
+        after Ctrl-C; but for Ctrl-C stderr tells why.
+    """
+    try:
+        runs()
+        table = summary(read_rows(results))
+        write_table(results.with_name(f"{results.stem}_summary.csv"), table)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2, []
+    except Stopped as error:
+        print(error, file=sys.stderr)
+        return 0, []
+    except RuntimeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1, []
+    except KeyboardInterrupt:
+        return 130, []
+    return 0, table
 
 
 def finished(path: Path, key: Mapping[str, Any]) -> dict[str, str] | None:

@@ -18,8 +18,8 @@ import numpy as np
 from PIL import Image
 
 from ..errors import UserError
-from ..weights.files import read_rows, write_whole
-from .study import Stopped, interval, run_once, write_table
+from ..weights.files import write_whole
+from .study import conduct, interval, run_once
 
 __all__ = ["main", "write_digits"]
 
@@ -57,7 +57,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes that load images (%(default)s)")
     chosen = parser.parse_args(arguments)
     scratch = (*FROM_SCRATCH, f"lr={chosen.scratch_lr}")
-    try:
+
+    def runs() -> None:
         tasks: list[tuple[str, Path, tuple[str, ...]]] = [(chosen.data.name, chosen.data, ())] if chosen.data else []
         digits = f"digits-{chosen.digits}-of-each"
         tasks.append((digits, write_digits(chosen.output / digits, chosen.digits), OF_DIGITS))
@@ -77,19 +78,10 @@ def main(arguments: list[str] | None = None) -> int:
                     }
                     key = {"task": task, "start": start, "seed": seed}
                     run_once(chosen.results, key, options, assignments)
-        table = summary(read_rows(chosen.results))
-        write_table(chosen.results.with_name(f"{chosen.results.stem}_summary.csv"), table)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except Stopped as error:
-        print(error, file=sys.stderr)
-        return 0
-    except RuntimeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
+
+    status, table = conduct(runs, chosen.results, summary)
+    if status or not table:
+        return status
     lost = [row["task"] for row in table if row["start"] == "difference" and -math.inf < float(row["top1_low"]) <= 0]
     for task in lost:
         print(f"missed: on {task} fine-tuning is not better than training from scratch", file=sys.stderr)

@@ -11,10 +11,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError
 from ..weights.cards import CIFAR10
 from ..weights.files import read_rows
-from .study import Stopped, interval, run_once, write_table
+from .study import conduct, interval, run_once
 
 __all__ = ["main"]
 
@@ -39,7 +38,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--device", default="", help="(a GPU if there is one)")
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes that load images (%(default)s)")
     chosen = parser.parse_args(arguments)
-    try:
+
+    def runs() -> None:
         for seed in chosen.seeds:
             for model in chosen.models:
                 options: dict[str, Any] = {
@@ -52,19 +52,10 @@ def main(arguments: list[str] | None = None) -> int:
                     "workers": chosen.workers,
                 }
                 run_once(chosen.results, {"model": model, "seed": seed}, options, chosen.set)
-        table = summary(read_rows(chosen.results))
-        write_table(chosen.results.with_name(f"{chosen.results.stem}_summary.csv"), table)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except Stopped as error:
-        print(error, file=sys.stderr)
-        return 0
-    except RuntimeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
+
+    status, table = conduct(runs, chosen.results, summary)
+    if status or not table:
+        return status
     missed = [row for row in table if row["difference"] and abs(float(row["difference"])) > ALLOWED]
     for row in missed:
         print(f"missed: {row['model']} of the shipped seed differs by {row['difference']} points", file=sys.stderr)

@@ -4,7 +4,7 @@ import argparse
 import re
 from dataclasses import fields
 
-from ...arguments import count
+from ...arguments import count, share
 
 __all__ = ["add_arguments", "run"]
 
@@ -21,12 +21,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--out", "--output", dest="out", required=True, metavar="FOLDER", help="for the labels; continues what it has")
     add("--hard", action="store_true", help="the most probable class alone, not the probabilities")
     add("--topk", type=count, metavar="N", help="probabilities to keep of an image (all up to 100)")
-    add("--threshold", type=_probability, default=0.0, metavar="X", help="leave out what is less sure (%(default)s)")
+    add("--threshold", type=share, default=0.0, metavar="X", help="leave out what is less sure (%(default)s)")
     add("--per-class", type=count, metavar="N", help="keep at most N images of a class, the surest")
     add("--repeat", action="store_true", help="and repeat those of a class that has fewer, until they are N")
     add("--shard", type=_shard, default=(0, 1), metavar="I/N", help="part I of N, from 0: one for each job")
     add("--img-size", type=count, metavar="N", help="pixels of the input (the model's)")
-    add("--crop-pct", type=_probability, metavar="X", help="centre crop (the model's)")
+    add("--crop-pct", type=share, metavar="X", help="centre crop (the model's)")
     add("--batch-size", "-b", type=count, default=256, metavar="N", help="images at once (%(default)s)")
     add("--workers", "-j", type=int, default=4, metavar="N", help="processes that load images (%(default)s)")
     add("--device", default="", help="cpu, cuda, cuda:1, ... (a GPU if there is one)")
@@ -53,13 +53,3 @@ def _shard(text: str) -> tuple[int, int]:
     if not found or int(found[1]) >= int(found[2]):
         raise argparse.ArgumentTypeError(f"'{text}' is not I/N with I from 0 to N-1")
     return int(found[1]), int(found[2])
-
-
-def _probability(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a number from 0 to 1")
-    return value
