@@ -301,6 +301,7 @@ def _add_benchmark(parser: argparse.ArgumentParser) -> None:
     add("--device", default="", help="cpu, cuda, cuda:1, ... (a GPU if there is one)")
     add("--amp", action="store_true", help="mixed precision by autocast")
     add("--amp-dtype", default="bfloat16", choices=["float16", "bfloat16"], help="(%(default)s)")
+    add("--cuda-graphs", action="store_true", help="time passes as CUDA graphs, without what launching them takes")
     add("--batch-size", "-b", type=count, nargs="+", default=[], metavar="N", help="batches to measure (the part's)")
     add("--shapes", nargs="+", default=[], metavar="DIM,SIZE,SCOPE", help="of the layer: 512,14,23 (a grid)")
     add("--models", nargs="+", default=[], metavar="NAME@SIZE", help="or quoted patterns: 'lambdaresnet50@*' (all)")

@@ -78,8 +78,9 @@ def backward(
         of_lambdas = (queries @ gradient.transpose(2, 3)).sum(1)
     query_maps = of_queries.view(batch, heads, k, tiling.y.size, tiling.x.size)
     gradients = _Grid(gradient, values, tiling)
-    of_values = grid.padded_values.new_zeros(grid.padded_values.shape)
-    # The gradient of the table sums over more than any other: in its own dtype, which is float32 at least.
+    # Sums over tiles and over images are in float32 at least, that of the table in its own dtype, which is.
+    wide = torch.promote_types(values.dtype, torch.float32)
+    of_values = grid.padded_values.new_zeros(grid.padded_values.shape, dtype=wide)
     of_table = torch.zeros_like(table, memory_format=torch.contiguous_format)
     buffer = queries.new_empty(0)
     for row, block in _blocks(table, tiling, queries.dtype, cache=False):
@@ -107,7 +108,7 @@ def backward(
             else:
                 of_block += torch.bmm(q.transpose(1, 2), by_position)
         of_table += embeddings_backward(of_block, table, tiling, row)
-    return of_queries, grid.cropped(of_values).reshape(batch, v, u, n), of_table, of_lambdas
+    return of_queries, grid.cropped(of_values).reshape(batch, v, u, n).to(values.dtype), of_table, of_lambdas
 
 
 class _Grid:

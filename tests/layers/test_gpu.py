@@ -80,7 +80,8 @@ def test_every_order_is_the_reference(case, dtype, monkeypatch):
 
 
 @pytest.mark.parametrize("order", ["auto", KERNEL])
-def test_compiled_whole_it_is_the_same(order):
+def test_compiled_whole_it_is_the_same(order, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # its convolutions may be others than cudnn's
     torch.manual_seed(0)
     layer = LambdaLayer(64, scope=7, order=order).cuda()
     x = torch.randn(4, 64, 10, 12, device="cuda", requires_grad=True)

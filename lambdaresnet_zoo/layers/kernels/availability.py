@@ -8,7 +8,6 @@ import torch
 __all__ = ["interpreted", "unavailable"]
 
 CAPABILITY = (8, 0)  # tensor cores for bfloat16, and for float32 in three parts
-WRONG = "compiled by Triton 3.6 for an H200, it was found to be wrong"
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
@@ -31,8 +30,6 @@ def unavailable(device: torch.device, dtype: torch.dtype) -> str:
         return "" if dtype in (*DTYPES, torch.float64) else f"no kernel for {_name(dtype)}"
     if device.type != "cuda":
         return f"{device.type} is no CUDA device, and TRITON_INTERPRET is not set"
-    if WRONG:
-        return WRONG
     if torch.version.hip is not None:
         return "not tried on ROCm"
     if not torch.cuda.is_available():

@@ -46,7 +46,8 @@ def fused_position(queries: Tensor, values: Tensor, table: Tensor, height: int, 
         RuntimeError: the kernel cannot serve (see ``unavailable``).
         ValueError: shapes or dtypes do not fit, or a tensor has 2**31 elements or more for one image.
     """
-    return position_output(queries, values, table, height, width)
+    # Laid out once, for the backward pass too.
+    return position_output(_by_position(QUERIES, queries), _by_position(VALUES, values), table, height, width)
 
 
 @torch.library.custom_op("lambdaresnet_zoo::position_output", mutates_args=())
@@ -159,7 +160,7 @@ def _differentiable(operator: Any, slot: int) -> None:
 
     def backward(ctx: Any, gradient: Tensor) -> tuple:
         tensors = list(ctx.saved_tensors)
-        tensors.insert(slot, gradient)  # <gradient, derivative by slot> is <cotangent, output> with gradient in slot
+        tensors.insert(slot, _by_position(slot, gradient))  # <gradient, derivative by slot> is <cotangent, output> with gradient in slot
         needed = ctx.needs_input_grad[:3]
         gradients = [
             _derivative(i, tensors, *ctx.size) if need else None for i, need in zip(slots, needed, strict=True)
@@ -231,6 +232,13 @@ def _queries(tensor: Tensor) -> Tensor:
 
 def _values(tensor: Tensor) -> Tensor:
     return tensor.permute(0, 2, 3, 1).contiguous()
+
+
+def _by_position(slot: int, tensor: Tensor) -> Tensor:
+    """The same tensor with the memory that the kernels want, so that each of them takes a view."""
+    if slot == TABLE or tensor.ndim != 4:  # a wrong shape is told later
+        return tensor
+    return _values(tensor).permute(0, 3, 1, 2) if slot == VALUES else _queries(tensor).permute(0, 2, 3, 1)
 
 
 def _table(tensor: Tensor, dtype: torch.dtype) -> Tensor:

@@ -109,17 +109,17 @@ def values_kernel(
     u = program % U
     image = (program // U).to(tl.int64)
     cy, cx, context = _place(tile, tl.arange(0, CONTEXT), CONTEXT, strip, height, width)
-    top, left, across, inverse, size = _box(tile, CONTEXT, strip, height, width, rows, columns)
+    top, left, across, size = _box(tile, CONTEXT, strip, height, width, rows, columns)
     k, own = _split(KP, T)
     _, t = _split(HP, T)
     acc = tl.zeros([VALUES, CONTEXT], ACC)
     for start in range(0, size, T):
-        y, x, query = _in_box(start + t, top, left, across, inverse, size)
+        y, x, query = _in_box(start + t, top, left, across, size)
         at = y * width + x
         dy = _cotangent(cotangent + image * (n * H * V), at, query, v, H, V, HP, T)
         blocks = _blocks(queries + image * (n * H * K), at, query, H, K, HP, KP, T)
         dlam = _dot(dy, tl.trans(blocks), tl.zeros([VALUES, T * KP], ACC), PRECISION, WIDE)
-        qy, qx, query = _in_box(start + own, top, left, across, inverse, size)
+        qy, qx, query = _in_box(start + own, top, left, across, size)
         e = _embeddings(table, u, cy, cx, context, qy, qx, query, k, rows, columns, K, U)
         acc = _dot(dlam.to(dy.dtype), tl.trans(e), acc, PRECISION, WIDE)
     pointers = gradient + (image * U + u) * (n * V) + (cy * width + cx)[None, :] * V + v[:, None]
@@ -147,8 +147,8 @@ def table_kernel(
     u = program % U
     share = program // U
     tile = first_tile + slot
-    top, left, across, inverse, size = _box(tile, T, strip, height, width, rows, columns)
-    cy, cx, context = _in_box(j, top, left, across, inverse, size)
+    top, left, across, size = _box(tile, T, strip, height, width, rows, columns)
+    cy, cx, context = _in_box(j, top, left, across, size)
     from_position = (cy * width + cx)[:, None] * V
     _, t = _split(HP, T)
     y, x, query = _place(tile, t, T, strip, height, width)
@@ -194,7 +194,7 @@ def fold_kernel(
         slot = tl.minimum(p // T, chunk - 1)
         t = p % T
         y, x, query = _place(first_tile + slot, t, T, strip, height, width)
-        top, left, across, _, _ = _box(first_tile + slot, T, strip, height, width, rows, columns)
+        top, left, across, _ = _box(first_tile + slot, T, strip, height, width, rows, columns)
         cy = y[:, None] + dy[None, :]
         cx = x[:, None] + dx[None, :]
         mask = (query & (p < chunk * T))[:, None] & (cy >= 0) & (cy < height) & (cx >= 0) & (cx < width)
@@ -220,11 +220,11 @@ def _lambdas(
     """Position lambdas [v, (t,k)] of the queries of a tile, over all that they see."""
     k, t = _split(KP, T)
     qy, qx, query = _place(tile, t, T, strip, height, width)
-    top, left, across, inverse, size = _box(tile, T, strip, height, width, rows, columns)
+    top, left, across, size = _box(tile, T, strip, height, width, rows, columns)
     acc = tl.zeros([VALUES, T * KP], ACC)
     for u in range(U):
         for start in range(0, size, STEP):
-            cy, cx, context = _in_box(start + tl.arange(0, STEP), top, left, across, inverse, size)
+            cy, cx, context = _in_box(start + tl.arange(0, STEP), top, left, across, size)
             mask = context[:, None] & (v < V)[None, :]
             at = (u * height + cy) * width + cx
             seen = tl.load(values + at[:, None] * V + v[None, :], mask=mask, other=0.0)
@@ -292,7 +292,7 @@ def _place(tile, t, SIZE: tl.constexpr, strip, height, width):
 
 @triton.jit
 def _box(tile, SIZE: tl.constexpr, strip, height, width, rows, columns):
-    """What a tile of SIZE sees, as a box on the grid: top row, left column, width, its inverse, positions in it."""
+    """What a tile of SIZE sees, as a box on the grid: top row, left column, width, positions in it."""
     per_strip = tl.cdiv(height * strip, SIZE)
     first = tile % per_strip * SIZE
     left = tile // per_strip * strip
@@ -301,17 +301,18 @@ def _box(tile, SIZE: tl.constexpr, strip, height, width, rows, columns):
     right = tl.minimum(left + strip - 1 + columns // 2, width - 1)
     left = tl.maximum(left - columns // 2, 0)
     across = right - left + 1
-    inverse = ((1 << 32) // across.to(tl.int64)) + 1
-    return top, left, across, inverse, (bottom - top + 1) * across
+    return top, left, across, (bottom - top + 1) * across
 
 
 @triton.jit
-def _in_box(j, top, left, across, inverse, size):
+def _in_box(j, top, left, across, size):
     """Row and column of position ``j`` of a box, and whether it is in there.
 
-    By a product, which costs less than a division, and is exact while j * across is below 2**32.
+    By a division: with the upper half of a 64-bit product by the inverse, which costs no less here, ptxas
+    (as Triton 3.6 brings it, for an H100) computes other addresses than the program says, unless it is kept from
+    optimising.
     """
-    row = ((j.to(tl.int64) * inverse) >> 32).to(tl.int32)
+    row = j // across
     return top + row, left + j - row * across, j < size
 
 

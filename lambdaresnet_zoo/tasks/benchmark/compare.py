@@ -9,12 +9,13 @@ from typing import Any
 import torch
 
 from ...weights.benchmarks import MEASURED
+from .graphs import captured
 from .memory import OutOfMemory, memory_limit, peak_memory
 from .timing import Clock, Samples, interleave
 
-__all__ = ["COLUMNS", "NO_MEMORY", "TOO_SLOW", "Limits", "Setting", "compare", "too_slow"]
+__all__ = ["COLUMNS", "NO_GRAPH", "NO_MEMORY", "TOO_SLOW", "Limits", "Setting", "compare", "too_slow"]
 
-NO_MEMORY, TOO_SLOW = "out of memory", "too slow"
+NO_MEMORY, TOO_SLOW, NO_GRAPH = "out of memory", "too slow", "no CUDA graph"
 """What a row says of itself where there is nothing to compare."""
 NEAR = 2.5
 """What takes at most so many times as long as the fastest peer is timed, however long that is."""
@@ -51,6 +52,8 @@ class Setting:
     amp: str = ""
     """``float16`` or ``bfloat16`` for autocast; float32 where empty."""
     limits: Limits = field(default_factory=Limits)
+    graphs: bool = False
+    """Time passes as CUDA graphs: for a GPU."""
 
     def autocast(self) -> AbstractContextManager[Any]:
         """For the forward pass."""
@@ -93,6 +96,12 @@ def compare(
             if device.type == "cuda":
                 torch.cuda.empty_cache()
         found[name] |= {"status": MEASURED, "peak_mib": f"{peak / 2**20:.3f}"}
+        if setting.graphs:
+            try:
+                work = captured(work, device)
+            except RuntimeError:
+                found[name]["status"] = NO_GRAPH
+                continue
         passes[name], first[name] = work, seconds
     for name in too_slow(zoo, first, limits):
         found[name]["status"] = TOO_SLOW

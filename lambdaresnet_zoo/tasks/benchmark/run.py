@@ -32,6 +32,7 @@ class Options:
     device: str = ""
     amp: bool = False
     amp_dtype: str = "bfloat16"
+    cuda_graphs: bool = False
     batch_size: Sequence[int] = ()
     shapes: Sequence[str] = ()
     models: Sequence[str] = ()
@@ -62,14 +63,17 @@ def run(options: Options) -> int:
         if part not in PARTS:
             raise UserError(f"'{part}' is no part of the benchmark; there are {', '.join(PARTS)}")
     device = _device(options.device)
+    if options.cuda_graphs and device.type != "cuda":
+        raise UserError(f"--cuda-graphs is for a GPU, and the device is {device}")
     if options.threads:
         torch.set_num_threads(options.threads)
     setting = Setting(
         device,
         options.amp_dtype if options.amp else "",
         Limits(repeats=options.repeats, memory_gib=options.memory),
+        options.cuda_graphs,
     )
-    where = surroundings(device, str(Precision(setting.amp)))
+    where = surroundings(device, str(Precision(setting.amp)) + (", CUDA graphs" if setting.graphs else ""))
     paths = {part: results_path(options.results, part, parts) for part in parts}
     files = {part: ResultFile(paths[part], *PARTS[part].columns, where) for part in parts}
     work = {part: PARTS[part].units(options, setting, files[part]) for part in parts}

@@ -56,7 +56,7 @@ def spilled(binary):
 if __name__ == "__main__":
     capability, dtype, depth = json.loads(sys.argv[1])
     for name in position.__all__:
-        for warps, stages in launch.SCHEDULES:
+        for warps, stages in (launch.FLOAT if dtype == "fp32" else launch.HALF).schedules:
             compiled = compile_kernel(name, capability, dtype, depth, warps, stages)
             row = {"kernel": name, "warps": warps, "stages": stages, "shared": compiled.metadata.shared}
             print(json.dumps({**row, "spilled": spilled(compiled.asm["cubin"]), "ptx": compiled.asm["ptx"]}))

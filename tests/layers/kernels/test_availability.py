@@ -15,10 +15,9 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 
 @pytest.fixture
 def machine(monkeypatch):
-    """A machine that is told what it has, and kernels that are right there."""
+    """A machine that is told what it has."""
 
-    def told(triton=True, interpreter=False, cuda=True, capability=(9, 0), hip=None, wrong=""):
-        monkeypatch.setattr(availability, "WRONG", wrong)
+    def told(triton=True, interpreter=False, cuda=True, capability=(9, 0), hip=None):
         found = importlib.util.find_spec
         monkeypatch.setattr(
             importlib.util, "find_spec", lambda name: (triton or None) if name == "triton" else found(name)
@@ -46,7 +45,6 @@ def test_serves_three_dtypes_on_a_device_that_is_new_enough(machine):
         ({"cuda": False}, CUDA, "torch finds no CUDA device"),
         ({"capability": (7, 5)}, CUDA, "compute capability 7.5 is below 8.0"),
         ({"hip": "7.0"}, CUDA, "not tried on ROCm"),
-        ({"wrong": "it was found to be wrong"}, CUDA, "it was found to be wrong"),
         ({"interpreter": True}, torch.device("meta"), "meta is neither cpu nor cuda"),
         ({"interpreter": True, "triton": False}, CPU, "triton is not installed"),
     ],
@@ -54,10 +52,6 @@ def test_serves_three_dtypes_on_a_device_that_is_new_enough(machine):
 def test_says_why_not(machine, has, device, reason):
     machine(**has)
     assert unavailable(device, torch.float32) == reason
-
-
-def test_compiled_it_is_refused_until_it_is_right():
-    assert "wrong" in availability.WRONG
 
 
 def test_the_interpreter_serves_cpu_and_float64(machine):
