@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import query_order
+from . import convolution_order, query_order
 from .contraction import choose_order, plain_output
 from .kernels import fused_position, unavailable
 from .plan import Plan, Shape, make_plan
@@ -202,6 +202,8 @@ def run(
         q, v, c = _computed(queries, values, lambdas)
         if plan.tiling is not None:
             output = query_order.forward(q, v, table, c, plan.tiling, cache)
+        elif plan.order == "convolution" and q.device.type == "cpu":
+            output = convolution_order.forward(q, v, table, c, height, width, plan.chunk)
         else:
             parts = [
                 plain_output(q[i], v[i], table, None if c is None else c[i], height, width, plan.order)

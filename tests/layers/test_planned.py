@@ -63,8 +63,8 @@ def test_every_tiling_is_the_plain_order(size, scope, u):
 
 @pytest.mark.parametrize("order", ["lambda", "convolution"])
 @pytest.mark.parametrize("chunk", [1, 2, 5])
-def test_chunks_of_the_other_orders_are_the_plain_order(order, chunk):
-    size, scope = (4, 5), (5, 3)
+@pytest.mark.parametrize(("size", "scope"), [((4, 5), (5, 3)), ((3, 4), (9, 7)), ((1, 6), (3, 11))])
+def test_chunks_of_the_other_orders_are_the_plain_order(order, chunk, size, scope):
     given = tensors(size, scope, batch=5, u=2)
     expected = plain_output(*given, *size, "query")
     cotangent = torch.randn_like(expected)
@@ -72,6 +72,8 @@ def test_chunks_of_the_other_orders_are_the_plain_order(order, chunk):
     held = [tensor.detach() for tensor in given]
     plan = Plan(order, None, chunk, 0, 0)
     torch.testing.assert_close(planned.run(plan, *held, *size), expected.detach())
+    of_position = plain_output(*held[:3], None, *size, "query")
+    torch.testing.assert_close(planned.run(plan, *held[:3], None, *size), of_position)
     for got, want in zip(planned.gradients(plan, cotangent, *held, *size), wanted, strict=True):
         torch.testing.assert_close(got, want)
 
