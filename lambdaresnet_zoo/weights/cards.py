@@ -14,9 +14,12 @@ from .files import read_rows
 from .published import Figure, published_figure
 from .shipped import shipped_names
 
-__all__ = ["CIFAR10", "PLACE", "UNKNOWN_LICENSE", "Card", "known_card"]
+__all__ = ["CIFAR10", "PLACE", "STUDY", "UNKNOWN_LICENSE", "Card", "cifar10_recipe", "known_card"]
 
 CIFAR10 = Path(__file__).parent / "results" / "cifar10.csv"
+"""What the weights that ship give, and their twin."""
+STUDY = CIFAR10.with_name("study_lambda.csv")
+"""The same two networks over several seeds."""
 
 PLACE = "OWNER/NAME"
 """Stands for the repository's name in a card, until the card is published."""
@@ -220,8 +223,8 @@ def _cifar10(name: str, model: str) -> Card:
         license="apache-2.0",
         datasets=("cifar10",),
         data="CIFAR-10, the training split, in a JPEG re-encoding (about 30.5 dB PSNR against the original pixels).",
-        recipe=f"`scripts/train_cifar10.py` of lambdaresnet-zoo, {row['epochs']} epochs, seed {row['seed']}, "
-        f"on {row['device']}: SGD with Nesterov momentum 0.9, batch 128, learning rate 0.1 with warm-up and cosine, "
+        recipe=f"{cifar10_recipe(row)}, seed {row['seed']}, on {row['device']}: "
+        "SGD with Nesterov momentum 0.9, batch 128, learning rate 0.1 with warm-up and cosine, "
         "weight decay 5e-4, label smoothing 0.1, random crop with padding 4 and flip, weight averaging 0.998; the "
         "last average is evaluated, nothing is selected on the test split.",
         origin="Trained from scratch by this project.",
@@ -230,3 +233,16 @@ def _cifar10(name: str, model: str) -> Card:
             for data, value, count, note in figures
         ],
     )
+
+
+def cifar10_recipe(row: Mapping[str, str]) -> str:
+    """By what the networks for 32x32 images were trained.
+
+    Args:
+        row: of their results; that of a study says what it changed in the recipe, and the first ones had no study.
+    """
+    if "recipe" not in row:
+        how = ", as an earlier script of this project carried it out"
+    else:
+        how = f" with {row['set']}" if row["set"] else ""
+    return f"the recipe `cifar10` (`lambdaresnet-zoo train --recipe cifar10`){how}, {row['epochs']} epochs"

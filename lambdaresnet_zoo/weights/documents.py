@@ -12,8 +12,8 @@ import timm
 
 from ..registry import list_models
 from .benchmark_plot import draw, growth_plots, is_current
-from .benchmarks import GROWTH, benchmark_tables
-from .cards import CIFAR10, known_card
+from .benchmarks import GROWTH, benchmark_tables, is_gpu
+from .cards import CIFAR10, STUDY, cifar10_recipe, known_card
 from .files import read_rows
 from .folder import CARD, CODE, CONFIG, REMOTE_CODE, WEIGHTS, config_json, with_facts
 from .published import public_weights
@@ -28,7 +28,8 @@ def documents() -> dict[Path, str]:
     """Every generated file of the repository, by path, as it should read."""
     readme = ROOT / "README.md"
     text = readme.read_text()
-    tables = {"models": models_table(), "weights": weights_table(), "cifar10": results_table(), **benchmark_tables()}
+    tables = {"models": models_table(), "weights": weights_table(), "cifar10": results_table(), "study": study_table()}
+    tables |= benchmark_tables()
     for name, table in tables.items():
         begin, end = f"<!-- begin {name} -->\n", f"<!-- end {name} -->\n"
         head, rest = text.split(begin)
@@ -89,11 +90,36 @@ def results_table() -> str:
         params = f"{int(row['params']) / 1e6:.2f}"
         cells = [f"`{row['model']}`", params, row["epochs"], row["top1"], row["top1_lossless"], row["train_seconds"]]
         lines.append(f"| {' | '.join(cells)} |")
-    first = rows[0]
-    where = f"Trained on {first['device']}, {first['threads']} thread(s), torch {first['torch']}, timm {first['timm']}."
-    if not first["device"].startswith("NVIDIA"):
-        where += " Not measured on a GPU: there, more epochs of the same recipe are affordable."
-    return "\n".join([*lines, "", where])
+    told = f"Trained by {cifar10_recipe(rows[0])}, seed {rows[0]['seed']}, {_machine(rows[0])}."
+    return "\n".join([*lines, "", told])
+
+
+def study_table() -> str:
+    """Both of these networks over several seeds, as Markdown."""
+    runs = read_rows(STUDY)
+    own, other, difference = read_rows(STUDY.with_name(f"{STUDY.stem}_summary.csv"))
+    lines = [
+        "| network | params (M) | epochs | seeds | mean top-1 JPEG (%) | 95 % interval "
+        "| same seed, beside the table above | training (s) |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in (own, other):
+        seconds = " / ".join(f"{float(run['train_seconds']):.0f}" for run in runs if run["model"] == row["model"])
+        cells = [f"`{row['model']}`", f"{int(row['params']) / 1e6:.2f}", row["epochs"], row["seeds"], row["top1_mean"]]
+        cells += [f"{row['top1_low']} to {row['top1_high']}", row["difference"] or "-", seconds]
+        lines.append(f"| {' | '.join(cells)} |")
+    less = float(difference["top1_mean"])
+    told = (
+        f"Lambda has {int(own['params']) / int(other['params']):.2f} times the parameters of the convolutions, and "
+        f"{abs(less):.1f} points {'less' if less < 0 else 'more'} top-1: seed by seed {less:+.2f}, with a 95 % "
+        f"interval from {float(difference['top1_low']):+.2f} to {float(difference['top1_high']):+.2f}."
+    )
+    return "\n".join([*lines, "", f"{told} Trained {_machine(runs[0])}."])
+
+
+def _machine(row: dict[str, str]) -> str:
+    kind = "a GPU" if is_gpu(row) else "a CPU"
+    return f"on {kind}: {row['device']}, {row['threads']} thread(s), torch {row['torch']}, timm {row['timm']}"
 
 
 def models_table() -> str:

@@ -25,7 +25,7 @@ __all__ = ["Checkpoint", "check_values", "read_checkpoint"]
 
 EMA_KEYS = ("state_dict_ema", "model_ema", "ema")
 WEIGHT_KEYS = ("state_dict", "model", "model_state_dict")
-NAME_KEYS = ("arch", "model_name")  # where timm's training and this project's note the model
+NAME_KEYS = ("arch", "model_name")  # where timm's training and an earlier one of this project note the model
 
 ZIP, PICKLE = b"PK\x03\x04", b"\x80"
 SAFETENSORS = b"\0\0{"  # from the seventh byte on: the end of the header's length, and its first character

@@ -103,18 +103,22 @@ class TestFormats:
             expected = theirs(x)
             assert (layer(x) - expected).abs().max() <= 1e-5 * expected.abs().max()
 
-    def test_this_projects_training(self, tmp_path):
-        from lambdaresnet_zoo.tasks import train_cifar10
-        from lambdaresnet_zoo.tasks.cifar10 import Split
-
-        images = torch.randint(0, 255, (128, 3, 32, 32), dtype=torch.uint8, generator=torch.manual_seed(0))
-        split = Split(images, torch.arange(128) % 10)
-        train_cifar10.train("lambdaresnet32px", split, {"top1": split}, tmp_path / "run", 1, 0, torch.device("cpu"))
-        report = convert(str(tmp_path / "run" / "last.pt"), tmp_path / "out")
-        assert (report.format, report.entry, report.model) == ("LambdaResNet Zoo", "ema", "lambdaresnet32px")
-        trained = load_file(tmp_path / "run" / "model.safetensors")  # the average, written by the training
-        written = load_file(tmp_path / "out" / "model.safetensors")
-        assert written.keys() == trained.keys() and all(torch.equal(written[key], trained[key]) for key in trained)
+    def test_this_projects_training(self, command, draw, tmp_path):
+        for seed in range(16):
+            draw(f"photos/{'val' if seed < 4 else 'train'}/{'ab'[seed % 2]}/{seed}.png", seed)
+        run = tmp_path / "run"
+        options = ("--epochs", 1, "--batch-size", 4, "--warmup-epochs", 0, "--workers", 0, "--device", "cpu")
+        recipe = ("--recipe", "cifar10", "--model", "lambdaresnet32px", "--data", tmp_path / "photos", "--output", run)
+        status, _, err = command("train", *recipe, *options)
+        assert status == 0, err
+        trained = load_file(run / "model" / "model.safetensors")  # the average, written by the training
+        for name, entry, use_ema in (("last", "ema", True), ("best", "model", True), ("last", "model", False)):
+            out = tmp_path / f"{name}-{use_ema}"
+            report = convert(str(run / f"{name}.pt"), out, Options(use_ema=use_ema))
+            assert (report.format, report.entry, report.model) == ("LambdaResNet Zoo", entry, "lambdaresnet32px")
+            written = load_file(out / "model.safetensors")
+            assert written.keys() == trained.keys()
+            assert all(torch.equal(written[key], trained[key]) for key in trained) == use_ema
 
     @pytest.mark.slow
     def test_every_model_is_known_by_its_tensors(self):

@@ -9,9 +9,9 @@ from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 
 from lambdaresnet_zoo.errors import UserError
-from lambdaresnet_zoo.tasks import train_cifar10
 from lambdaresnet_zoo.tasks.recipes import KINDS, OF_A_RUN, apply_set, load_recipe, recipe_names, recipe_sizes
 from lambdaresnet_zoo.tasks.train.options import TrainOptions, resolve, write_args
+from lambdaresnet_zoo.weights.cards import known_card
 
 # RandAugment's magnitude, drop-out, stochastic depth: as the paper prints them.
 PRINTED = {
@@ -82,13 +82,22 @@ def test_every_recipe_is_whole(name):
 
 def test_the_shipped_networks_recipe():
     recipe = load_recipe("cifar10", "lambdaresnet32px")
-    assert recipe["batch_size"] == train_cifar10.BATCH_SIZE
-    assert recipe["lr"] == train_cifar10.LEARNING_RATE
-    assert recipe["weight_decay"] == train_cifar10.WEIGHT_DECAY
-    assert recipe["smoothing"] == train_cifar10.LABEL_SMOOTHING
-    assert recipe["model_ema_decay"] == train_cifar10.EMA_DECAY and recipe["model_ema_warmup"]
-    assert recipe["warmup_epochs"] == pytest.approx(train_cifar10.WARMUP_FRACTION * recipe["epochs"])
     assert (recipe["opt"], recipe["sched"], recipe["epochs"], recipe["img_size"]) == ("sgd", "cosine", 14, 32)
+    assert (recipe["batch_size"], recipe["lr"], recipe["weight_decay"], recipe["smoothing"]) == (128, 0.1, 5e-4, 0.1)
+    assert recipe["model_ema"] and recipe["model_ema_decay"] == 0.998 and recipe["model_ema_warmup"]
+    assert recipe["warmup_epochs"] == pytest.approx(0.05 * recipe["epochs"])
+    told = known_card("lambdaresnet32px", "cifar10").recipe
+    for part in (
+        f"{recipe['epochs']} epochs",
+        f"batch {recipe['batch_size']}",
+        f"momentum {recipe['momentum']}",
+        f"learning rate {recipe['lr']}",
+        f"label smoothing {recipe['smoothing']}",
+        f"padding {recipe['train_crop_padding']}",
+        f"averaging {recipe['model_ema_decay']}",
+        "weight decay 5e-4",
+    ):
+        assert part in told
 
 
 @pytest.mark.parametrize(
