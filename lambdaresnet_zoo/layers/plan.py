@@ -33,6 +33,9 @@ IMPLEMENTATIONS = ("lambda", "query", "convolution", "kernel")
 TILES = (1, 2, 4, 7, 8, 16)
 MIB = 2**20
 NOT_MEASURED = "not measured on this kind of device"
+NEAR = 1.1
+"""In training, of plans that take at most so many times as long as the fastest, the leanest is taken: predictions are
+no more exact than that, and memory is."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +118,9 @@ def _pick(
         found = [plan for plan in found if not plan.note]
     fitting = [plan for plan in found if plan.memory <= budget]
     if fitting:
-        return min(fitting, key=lambda plan: (plan.seconds, plan.memory))
+        fastest = min(fitting, key=lambda plan: (plan.seconds, plan.memory))
+        near = [plan for plan in fitting if training and plan.seconds <= NEAR * fastest.seconds]
+        return min(near, key=lambda plan: (plan.memory, plan.seconds), default=fastest)
     return min(found, key=lambda plan: plan.memory)
 
 
@@ -147,6 +152,8 @@ def explain_plan(
             reason = f"over the memory budget of {budget / MIB:.3g} MiB"
         elif math.isfinite(plan.seconds) and chosen.seconds:
             reason = f"{plan.seconds / chosen.seconds:.3g} times as long"
+            if plan.seconds < chosen.seconds:
+                reason += ", for more memory"
         else:
             reason = "no prediction"
         lines.append(f"not {plan}: {reason}")
@@ -214,7 +221,8 @@ def _seconds(coefficients: Mapping[str, float], counts: Mapping[str, float]) -> 
 
 
 def _tilings(shape: Shape, size: int, scratch: float) -> list[Tiling]:
-    """Tilings worth a look: whole, in rows, in patches; each with as many images at once as the scratch holds."""
+    """Tilings worth a look: in rows, in patches, each with as many images at once as the scratch holds; and whole, with
+    half as many, too."""
     found = set()
     across_y, across_x = (2 * (extent // 2) >= side for extent, side in _sides(shape))
     for tile_y in {shape.height, *TILES}:
@@ -224,7 +232,9 @@ def _tilings(shape: Shape, size: int, scratch: float) -> list[Tiling]:
             y = make_axis(shape.height, shape.rows, tile_y, padded=not across_y)
             x = make_axis(shape.width, shape.columns, tile_x)
             one = y.tile * x.covered * y.window * x.window * shape.intra_depth * shape.heads * size
-            found.add(Tiling(y, x, _even(shape.batch, int(scratch // one))))
+            chunk = _even(shape.batch, int(scratch // one))
+            tiling = Tiling(y, x, chunk)
+            found |= {tiling, Tiling(y, x, math.ceil(chunk / 2))} if tiling.whole else {tiling}
     return sorted(found, key=lambda tiling: (-tiling.y.tile, -tiling.x.tile))
 
 

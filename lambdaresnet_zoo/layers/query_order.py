@@ -16,7 +16,8 @@ V value depth, U intra-depth, H heads.
     output   [B, H, V, N]
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -60,6 +61,7 @@ def forward(
                 torch.baddbmm(flat, repeated, scores.permute(1, 2, 0), beta=float(lambdas is not None), out=flat)
             else:
                 grid.add_tiles(maps, torch.bmm(repeated, scores.permute(1, 2, 0)), images, row)
+        del block  # before the next is built
     return output
 
 
@@ -101,13 +103,16 @@ def backward(
             of_scores = buffer.view(count * heads, tiling.queries, context)
             repeated = windows.unsqueeze(1).expand(-1, heads, -1, -1).reshape(-1, v, context)
             torch.bmm(arriving.transpose(1, 2), repeated, out=of_scores)
+            del repeated
             by_position = of_scores.transpose(0, 1)  # [N, bH, UM], no copy
             grid.add_tiles(query_maps, torch.bmm(by_position, block.transpose(1, 2)).permute(1, 2, 0), images, row)
             if of_block.dtype == q.dtype:
                 of_block.baddbmm_(q.transpose(1, 2), by_position)
             else:
                 of_block += torch.bmm(q.transpose(1, 2), by_position)
+        del block  # before the next is built
         of_table += embeddings_backward(of_block, table, tiling, row)
+        del of_block
     return of_queries, grid.cropped(of_values).reshape(batch, v, u, n).to(values.dtype), of_table, of_lambdas
 
 
@@ -117,13 +122,15 @@ class _Grid:
     def __init__(self, queries: Tensor, values: Tensor, tiling: Tiling) -> None:
         self.tiling = tiling
         y, x = tiling.y, tiling.x
-        self.queries = queries.unflatten(3, (y.size, x.size))
-        self.padded_values = values.unflatten(3, (y.size, x.size))
-        if not tiling.whole:
-            short = (0, x.covered - x.size, 0, y.covered - y.size)
-            self.queries = F.pad(self.queries, short)
-            self.padding = [*_around(x, short[1]), *_around(y, short[3])]
-            self.padded_values = F.pad(self.padded_values, self.padding)
+        short = (0, x.covered - x.size, 0, y.covered - y.size)
+        self.queries = _pad(queries.unflatten(3, (y.size, x.size)), short)
+        self.padding = (*_around(x, short[1]), *_around(y, short[3]))
+        self.values = values
+
+    @cached_property
+    def padded_values(self) -> Tensor:
+        """[B, V, U, h', w'], as the windows are cut from it."""
+        return _pad(self.values.unflatten(3, (self.tiling.y.size, self.tiling.x.size)), self.padding)
 
     def chunks(self) -> Iterator[slice]:
         """Images that are contracted at once."""
@@ -173,11 +180,15 @@ class _Grid:
 
     def cropped(self, padded: Tensor) -> Tensor:
         """Padded values without their padding."""
-        return padded if self.tiling.whole else F.pad(padded, [-size for size in self.padding])
+        return _pad(padded, [-size for size in self.padding])
 
     def _tiles(self, maps: Tensor, row: int) -> Tensor:
         y, x = self.tiling.y, self.tiling.x
         return maps[:, :, :, row * y.tile : (row + 1) * y.tile].unflatten(4, (x.tiles, x.tile))
+
+
+def _pad(maps: Tensor, padding: Sequence[int]) -> Tensor:
+    return F.pad(maps, list(padding)) if any(padding) else maps  # torch copies where there is none, too
 
 
 def _around(axis: Axis, short: int) -> tuple[int, int]:
@@ -187,9 +198,11 @@ def _around(axis: Axis, short: int) -> tuple[int, int]:
 def _blocks(table: Tensor, tiling: Tiling, dtype: torch.dtype, cache: bool) -> Iterator[tuple[int, Tensor]]:
     """Rows of tiles, each with its embeddings [N, K, U * M]."""
     build = cached_embeddings if cache else _embeddings
-    block = build(table, tiling, dtype)
-    for row in range(tiling.y.tiles):
-        yield row, block if tiling.shared or not row else build(table, tiling, dtype, row)
+    if tiling.shared:
+        block = build(table, tiling, dtype)
+        yield from ((row, block) for row in range(tiling.y.tiles))
+    else:
+        yield from ((row, build(table, tiling, dtype, row)) for row in range(tiling.y.tiles))
 
 
 def _embeddings(table: Tensor, tiling: Tiling, dtype: torch.dtype, row: int = 0) -> Tensor:

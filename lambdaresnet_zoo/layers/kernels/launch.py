@@ -156,7 +156,9 @@ class _Shape:
         """Run a kernel on tiles of ``size`` positions."""
         sizes = {"height": self.height, "width": self.width, "rows": self.rows, "columns": self.columns}
         with _on(tensors[0]):
-            _tuned(name, self.tiles.schedules)[(programs,)](*tensors, **sizes, strip=self.strip(size), **self.constants(), **more)
+            _tuned(name, self.tiles.schedules)[(programs,)](
+                *tensors, **sizes, strip=self.strip(size), **self.constants(), **more
+            )
 
 
 @cache
