@@ -2,9 +2,10 @@
 
 The network is `lambdaresnet32px`, the weights those that ship, of CIFAR-10. The tasks are a folder of images, as ants
 and bees, and scikit-learn's 8x8 digits, a few of each to train on and all others to evaluate on. Fine-tuning follows
-the recipe `finetune`; from scratch the same recipe is followed for as many epochs, without what only makes sense for
-trained weights (frozen epochs and slower first layers), and with a learning rate of its own, as its best one is higher.
-What a seed gives is the figure after the last epoch.
+the recipe `finetune`; from scratch the same recipe is followed for as many epochs, without what would only make sense
+for trained weights (frozen epochs and slower first layers), and with a learning rate of its own for each task.
+Learning rates, RandAugment and erasing were chosen, for both, by cross-validation on the training images alone. What a
+seed gives is the figure after the last epoch.
 """
 
 import argparse
@@ -30,10 +31,14 @@ STARTS: dict[str, dict[str, Any]] = {
 }
 FROM_SCRATCH = ("freeze_epochs=0", "freeze_bn=false", "layer_decay=none")
 SCRATCH_RATE = 4e-3
-"""The best of 1e-3, 2e-3 and 4e-3 over three seeds (69, 79 and 82 %) on 100 other digits to train on, and 300 to
-evaluate on that are among the study's. Fine-tuning gave 82, 83 and 83 % there; on a part of the training images of ants
-and bees 80 and 77 % with the first two, and from scratch 71 % with the first and 70 % with the last."""
-OF_DIGITS = ("hflip=0", "color_jitter=0", "scale=0.7,1")
+"""Top-1 in five-fold cross-validation on the training images of ants and bees: 72.7 % (without RandAugment and erasing
+71.1 %), and with 2e-3 72.3 %; on four of the folds 70.6 %, and with 8e-3 67.0 %. Fine-tuning gave 76.8 %, with the rate
+of the recipe."""
+OF_DIGITS = ("hflip=0", "color_jitter=0", "aa=none", "reprob=0", "scale=0.7,1")
+SCRATCH_RATE_OF_DIGITS = 8e-3
+"""Top-1 in five-fold cross-validation on the 100 training digits, folds taken in turn: 97 %, and with 4e-3 93 % (85 %
+with RandAugment and erasing); folds in blocks: 98 %, and with 16e-3 95 %. Fine-tuning gave 97 and 98 % with the rate of
+the recipe (98 and 96 % with RandAugment and erasing)."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -51,19 +56,24 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], metavar="N", help="(0 1 2 3 4)")
     parser.add_argument("--img-size", type=int, default=32, metavar="N", help="pixels (%(default)s)")
     parser.add_argument("--digits", type=int, default=10, metavar="N", help="of each to train on (%(default)s)")
-    parser.add_argument("--scratch-lr", type=float, default=SCRATCH_RATE, metavar="X", help="its rate (%(default)s)")
+    parser.add_argument(
+        "--scratch-lr", type=float, metavar="X", help=f"its rate ({SCRATCH_RATE}; digits: {SCRATCH_RATE_OF_DIGITS})"
+    )
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change the recipe, for both")
     parser.add_argument("--device", default="", help="(a GPU if there is one)")
     parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes that load images (%(default)s)")
     chosen = parser.parse_args(arguments)
-    scratch = (*FROM_SCRATCH, f"lr={chosen.scratch_lr}")
 
     def runs() -> None:
-        tasks: list[tuple[str, Path, tuple[str, ...]]] = [(chosen.data.name, chosen.data, ())] if chosen.data else []
+        tasks: list[tuple[str, Path, tuple[str, ...], float]] = []
+        if chosen.data:
+            tasks.append((chosen.data.name, chosen.data, (), SCRATCH_RATE))
         digits = f"digits-{chosen.digits}-of-each"
-        tasks.append((digits, write_digits(chosen.output / digits, chosen.digits), OF_DIGITS))
+        folder = write_digits(chosen.output / digits, chosen.digits)
+        tasks.append((digits, folder, OF_DIGITS, SCRATCH_RATE_OF_DIGITS))
         for seed in chosen.seeds:
-            for task, data, changes in tasks:
+            for task, data, changes, rate in tasks:
+                scratch = (*FROM_SCRATCH, f"lr={rate if chosen.scratch_lr is None else chosen.scratch_lr}")
                 for start, given in STARTS.items():
                     assignments = [*changes, *chosen.set, *(() if "pretrained" in given else scratch)]
                     options = {

@@ -2,6 +2,7 @@
 
 import io
 import math
+import re
 import statistics
 from decimal import Decimal
 from pathlib import Path
@@ -169,8 +170,9 @@ def test_fine_tuning_against_scratch(tmp_path, capsys, monkeypatch):
     tuned, scratch = ran
     assert tuned.pretrained and not scratch.pretrained and not scratch.freeze_bn and scratch.layer_decay is None
     assert (scratch.epochs, scratch.opt, scratch.hflip) == (tuned.epochs, tuned.opt, tuned.hflip)
-    assert (tuned.lr, scratch.lr) == (1e-3, study_finetune.SCRATCH_RATE)
+    assert (tuned.lr, scratch.lr) == (2e-3, study_finetune.SCRATCH_RATE_OF_DIGITS)
     assert tuned.val_interval == tuned.epochs == 3 and tuned.hflip == 0
+    assert (tuned.aa, tuned.reprob) == (scratch.aa, scratch.reprob) == (None, 0)
     rows = read_rows(results)
     assert [(row["task"], row["start"]) for row in rows] == [
         ("digits-5-of-each", "fine-tuned"), ("digits-5-of-each", "from scratch"),
@@ -253,8 +255,10 @@ def test_the_readme_says_what_the_study_found():
         assert {key: str(value) for key, value in row.items()} == told
     readme = " ".join((results.parents[2] / "README.md").read_text(encoding="utf-8").split())
     for row in table:
-        if row["start"] != "difference":
-            mean, low, high = (Decimal(row[f"top1_{which}"]) for which in ("mean", "low", "high"))
-            assert f"{mean:.1f} %" in readme and f"({low:.1f} to {high:.1f})" in readme
-        elif float(row["top1_low"]) <= 0:
-            assert "It does not, yet" in readme
+        mean, low, high = (Decimal(row[f"top1_{which}"]) for which in ("mean", "low", "high"))
+        unit = "%" if row["start"] != "difference" else "points more"
+        told = readme.partition(f"{mean:.1f} {unit} ({low:.1f} to {high:.1f})")
+        assert told[1], row
+        if row["start"] == "difference":
+            words = re.split(r"(?<=[.)]) (?=[A-Z])", told[0])[-1]  # of the sentence
+            assert ("It does not, yet" in words) == (low <= 0), words

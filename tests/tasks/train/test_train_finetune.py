@@ -60,8 +60,8 @@ def test_the_recipe_is_the_default_and_is_saved(tuned):
     import yaml
 
     options = yaml.safe_load((tuned / "args.yaml").read_text())
-    assert options["recipe"] == "finetune" and options["layer_decay"] < 1 and options["freeze_epochs"] >= 1
-    assert options["sources"]["layer_decay"].startswith("finetune") and options["sources"]["epochs"] == "given"
+    assert options["recipe"] == "finetune" and options["aa"].startswith("rand-") and options["reprob"] > 0
+    assert options["sources"]["aa"].startswith("finetune") and options["sources"]["epochs"] == "given"
 
 
 def test_no_split_no_options(command, tmp_path):
@@ -151,7 +151,7 @@ def test_a_dry_run_prints_and_writes_nothing(command, coloured, tmp_path):
     assert "36 images, 3 classes (blue, green, red); evaluated on 12 images" in out[1]
     assert "7 epochs of 3 steps of 12 images" in out[2]
     assert "  epochs = 7  (--set)" in out and "  batch_size = 12  (given)" in out
-    assert any(line.startswith("  layer_decay = ") and "(finetune" in line for line in out)
+    assert any(line.startswith("  reprob = ") and "(finetune" in line for line in out)
 
 
 def test_the_papers_recipe_by_name(command, coloured):
