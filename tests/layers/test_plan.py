@@ -50,14 +50,14 @@ def test_costs_decide(tmp_path, monkeypatch):
 
 
 def test_a_memory_budget_overrules_speed(monkeypatch):
-    free = make_plan(C2, torch.float32, "cpu")
-    tight = make_plan(C2, torch.float32, "cpu", memory=free.memory / 2**20 / 2)
+    free = make_plan(DETECTION, torch.float32, "cpu")
+    tight = make_plan(DETECTION, torch.float32, "cpu", memory=free.memory / 2**20 / 2)
     assert tight.memory <= free.memory / 2 and tight.seconds > free.seconds
     monkeypatch.setenv("LAMBDARESNET_ZOO_MEMORY", str(free.memory / 2**20 / 2))
-    assert make_plan(C2, torch.float32, "cpu") == tight
-    least = make_plan(C2, torch.float32, "cpu", memory=1e-6)  # nothing fits: what needs least
+    assert make_plan(DETECTION, torch.float32, "cpu") == tight
+    least = make_plan(DETECTION, torch.float32, "cpu", memory=1e-6)  # nothing fits: what needs least
     assert least.memory == min(
-        plan.memory for plan in candidates(C2, torch.float32, "cpu", memory=1e-6) if not plan.note
+        plan.memory for plan in candidates(DETECTION, torch.float32, "cpu", memory=1e-6) if not plan.note
     )
 
 
