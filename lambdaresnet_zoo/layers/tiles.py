@@ -21,7 +21,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-__all__ = ["Axis", "Tiling", "cached_embeddings", "embeddings", "embeddings_backward", "make_axis"]
+__all__ = [
+    "Axis", "Tiling", "cached_embeddings", "embeddings", "embeddings_backward", "make_axis", "scores_backward",
+]  # fmt: skip
 
 CACHED_SIZES = 4  # tilings and types that are kept for one table
 
@@ -99,13 +101,13 @@ def embeddings(table: Tensor, tiling: Tiling, row: int = 0) -> Tensor:
     top, bottom = _margins(y, table.shape[2], row)
     left, right = _margins(x, table.shape[3], 0)
     # Entry (j - i + tile - 1) of the padded table serves query i and context j. Counting queries from the last to the
-    # first makes that a sum, and so a view with strides of the table; flip puts them back in order.
+    # first makes that a sum, and so a view with strides of the table; flip puts them back in order, once they are rows.
     padded = F.pad(table, (left, right, top, bottom)).contiguous()
     step = padded.stride()
     view = padded.as_strided(
         (y.tile, x.tile, k, u, y.window, x.window), (step[2], step[3], step[0], step[1], step[2], step[3])
     )
-    return view.flip((0, 1)).reshape(tiling.queries, k, u * tiling.context)
+    return view.reshape(tiling.queries, k, u * tiling.context).flip(0)
 
 
 def embeddings_backward(gradient: Tensor, table: Tensor, tiling: Tiling, row: int = 0) -> Tensor:
@@ -115,8 +117,40 @@ def embeddings_backward(gradient: Tensor, table: Tensor, tiling: Tiling, row: in
     gradient = gradient.reshape(y.tile, x.tile, k, u, y.window, x.window)
     rows = _sum_diagonals(gradient.movedim(1, -2))  # [y, K, U, window, offsets]
     padded = _sum_diagonals(rows.permute(1, 2, 4, 0, 3)).transpose(-1, -2)  # [K, U, offsets, offsets]
-    top, bottom = _margins(y, table.shape[2], row)
-    left, right = _margins(x, table.shape[3], 0)
+    return _within(padded, table, tiling, row)
+
+
+def scores_backward(scores: Tensor, queries: Tensor, table: Tensor, tiling: Tiling, row: int = 0) -> Tensor:
+    """Gradient [K, U, Rh, Rw] of the table from that of the scores, without embeddings.
+
+    Scores are moved from their context to their offset, where one product with the queries sums them.
+
+    Args:
+        scores: gradient of the scores of one tile, [b * H, N, U * M].
+        queries: of the tile, [N, b * H, K].
+        table: [K, U, Rh, Rw], for its shape.
+        tiling: of the grid.
+        row: of tiles, which counts where the rows are not padded.
+    """
+    y, x = tiling.y, tiling.x
+    k, u = table.shape[:2]
+    maps = scores.shape[0]
+    moved = scores.new_zeros(maps, y.tile, x.tile, u, y.tile + y.window - 1, x.tile + x.window - 1)
+    step = moved.stride()
+    moved.as_strided(  # query i and context j meet in entry j - i + tile - 1, as in embeddings
+        (maps, y.tile, x.tile, u, y.window, x.window),
+        (step[0], step[1] - step[4], step[2] - step[5], *step[3:]),
+        (y.tile - 1) * step[4] + (x.tile - 1) * step[5],
+    ).copy_(scores.view(maps, y.tile, x.tile, u, y.window, x.window))
+    flat = queries.transpose(0, 1).reshape(-1, k)
+    padded = (flat.T @ moved.view(flat.shape[0], -1)).view(k, *moved.shape[3:])
+    return _within(padded, table, tiling, row)
+
+
+def _within(padded: Tensor, table: Tensor, tiling: Tiling, row: int) -> Tensor:
+    """Of the offsets that a tile has, those of the table; zero where a tile has none."""
+    top, bottom = _margins(tiling.y, table.shape[2], row)
+    left, right = _margins(tiling.x, table.shape[3], 0)
     return F.pad(padded, (-left, -right, -top, -bottom))
 
 

@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import nn
 
-from lambdaresnet_zoo.layers import LambdaLayer, planned, tiles
+from lambdaresnet_zoo.layers import LambdaLayer, planned, query_order, tiles
 from lambdaresnet_zoo.layers.contraction import expand_table, plain_output
 from lambdaresnet_zoo.layers.plan import Plan
-from lambdaresnet_zoo.layers.tiles import Tiling, embeddings, embeddings_backward, make_axis
+from lambdaresnet_zoo.layers.tiles import Tiling, embeddings, embeddings_backward, make_axis, scores_backward
 
 NAMES = ("queries", "values", "table", "lambdas")
 
@@ -59,6 +59,30 @@ def test_every_tiling_is_the_plain_order(size, scope, u):
             )
         count += 1
     assert count >= 24
+
+
+@pytest.mark.parametrize(("size", "scope", "u"), [((5, 6), (3, 5), 1), ((4, 7), (7, 3), 2), ((3, 4), (9, 11), 1)])
+def test_the_table_gradient_of_few_scores_skips_the_embeddings(size, scope, u, monkeypatch):
+    given = tensors(size, scope, batch=2, u=u, k=16, heads=2)
+    expected = plain_output(*given, *size, "lambda")
+    cotangent = torch.randn_like(expected)
+    wanted = torch.autograd.grad(expected, given, cotangent)
+    held = [tensor.detach() for tensor in given]
+    skipped = 0
+
+    def counted(*arguments):
+        nonlocal skipped
+        skipped += 1
+        return scores_backward(*arguments)
+
+    monkeypatch.setattr(query_order, "scores_backward", counted)
+    for tiling in tilings(size, scope):
+        found = planned.gradients(Plan("query", tiling, tiling.chunk, 0, 0), cotangent, *held, *size)
+        for name, got, want in zip(NAMES, found, wanted, strict=True):
+            torch.testing.assert_close(
+                got, want, rtol=1e-10, atol=1e-10, msg=lambda m, n=name, t=tiling: f"{n} {t}: {m}"
+            )
+    assert skipped >= 10
 
 
 @pytest.mark.parametrize("order", ["lambda", "convolution"])
