@@ -33,7 +33,7 @@ IMPLEMENTATIONS = ("lambda", "query", "convolution", "kernel")
 TILES = (1, 2, 4, 7, 8, 16)
 MIB = 2**20
 NOT_MEASURED = "not measured on this kind of device"
-NEAR = 1.1
+NEAR = 1.15
 """In training, of plans that take at most so many times as long as the fastest, the leanest is taken: predictions are
 no more exact than that, and memory is."""
 
@@ -222,7 +222,8 @@ def _seconds(coefficients: Mapping[str, float], counts: Mapping[str, float]) -> 
 
 def _tilings(shape: Shape, size: int, scratch: float) -> list[Tiling]:
     """Tilings worth a look: in rows, in patches, each with as many images at once as the scratch holds; and whole, with
-    half as many, too."""
+    half as many, too.
+    """
     found = set()
     across_y, across_x = (2 * (extent // 2) >= side for extent, side in _sides(shape))
     for tile_y in {shape.height, *TILES}:

@@ -109,8 +109,9 @@ def backward(
             if _few_scores(count * heads, k, tiling, queries):
                 of_table += scores_backward(of_scores, q, table, tiling, row)
                 continue
-            of_block = torch.zeros_like(block, dtype=table.dtype) if of_block is None else of_block
-            if of_block.dtype == q.dtype:
+            if of_block is None:  # not zeros to add to: a pass over fresh memory costs what a product does
+                of_block = torch.bmm(q.transpose(1, 2), by_position).to(table.dtype)
+            elif of_block.dtype == q.dtype:
                 of_block.baddbmm_(q.transpose(1, 2), by_position)
             else:
                 of_block += torch.bmm(q.transpose(1, 2), by_position)
