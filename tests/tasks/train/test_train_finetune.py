@@ -61,6 +61,7 @@ def test_the_recipe_is_the_default_and_is_saved(tuned):
 
     options = yaml.safe_load((tuned / "args.yaml").read_text())
     assert options["recipe"] == "finetune" and options["aa"].startswith("rand-") and options["reprob"] > 0
+    assert options["layer_decay"] < 1 and options["freeze_epochs"] >= 1
     assert options["sources"]["aa"].startswith("finetune") and options["sources"]["epochs"] == "given"
 
 
