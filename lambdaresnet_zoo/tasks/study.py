@@ -20,7 +20,7 @@ from .train.records import SUMMARY
 from .train.run import train
 from .validation_report import environment
 
-__all__ = ["Stopped", "conduct", "finished", "interval", "run_once", "write_table"]
+__all__ = ["Stopped", "conduct", "finished", "interval", "run_once", "top1_columns", "write_table"]
 
 
 class Stopped(Exception):
@@ -143,6 +143,13 @@ def interval(values: Sequence[float]) -> tuple[float, float, float]:
         raise UserError('intervals need scipy: pip install "lambdaresnet-zoo[train]"') from error
     half = float(t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
     return mean, mean - half, mean + half
+
+
+def top1_columns(values: Sequence[float]) -> dict[str, str]:
+    """Mean, and the ends of its 95 % interval, as the columns of a summary."""
+    return {
+        f"top1_{which}": f"{value:.2f}" for which, value in zip(("mean", "low", "high"), interval(values), strict=True)
+    }
 
 
 def write_table(path: Path, rows: Sequence[dict[str, Any]]) -> None:

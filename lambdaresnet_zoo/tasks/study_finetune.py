@@ -19,7 +19,7 @@ from PIL import Image
 
 from ..errors import UserError
 from ..weights.files import write_whole
-from .study import conduct, interval, run_once
+from .study import conduct, run_once, top1_columns
 
 __all__ = ["main", "write_digits"]
 
@@ -110,9 +110,7 @@ def summary(rows: list[dict[str, str]]) -> list[dict[str, Any]]:
         every = {**{start: list(found.values()) for start, found in figures.items()}, "difference": pairs}
         for start, values in every.items():
             if values:
-                mean, low, high = interval(values)
-                ends = {"top1_mean": f"{mean:.2f}", "top1_low": f"{low:.2f}", "top1_high": f"{high:.2f}"}
-                table.append({"task": task, "start": start, "seeds": len(values), **ends})
+                table.append({"task": task, "start": start, "seeds": len(values), **top1_columns(values)})
     return table
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from ..weights.cards import CIFAR10
 from ..weights.files import read_rows
 from ..weights.shipped import shipped_names
-from .study import conduct, interval, run_once
+from .study import conduct, run_once, top1_columns
 
 __all__ = ["MODELS", "main", "run_folder", "summary"]
 
@@ -81,7 +81,6 @@ def summary(rows: list[dict[str, str]]) -> list[dict[str, Any]]:
     table = []
     for model in dict.fromkeys(row["model"] for row in rows):
         own = [row for row in rows if row["model"] == model]
-        mean, low, high = interval([float(row["top1"]) for row in own])
         known = shipped.get(model, {})
         same = [row for row in own if (row["seed"], row["epochs"]) == (known.get("seed"), known.get("epochs"))]
         table.append(
@@ -90,9 +89,7 @@ def summary(rows: list[dict[str, str]]) -> list[dict[str, Any]]:
                 "params": own[0]["params"],
                 "seeds": len(own),
                 "epochs": own[0]["epochs"],
-                "top1_mean": f"{mean:.2f}",
-                "top1_low": f"{low:.2f}",
-                "top1_high": f"{high:.2f}",
+                **top1_columns([float(row["top1"]) for row in own]),
                 "train_seconds": f"{statistics.fmean(float(row['train_seconds']) for row in own):.0f}",
                 "shipped_top1": known.get("top1", ""),
                 "difference": f"{float(same[0]['top1']) - float(known['top1']):+.2f}" if same else "",
@@ -100,9 +97,8 @@ def summary(rows: list[dict[str, str]]) -> list[dict[str, Any]]:
         )
     pairs = _pairs(rows)
     if pairs:
-        mean, low, high = interval(pairs)
-        ends = {"top1_mean": f"{mean:.2f}", "top1_low": f"{low:.2f}", "top1_high": f"{high:.2f}"}
-        table.append({**dict.fromkeys(table[0], ""), "model": DIFFERENCE, "seeds": len(pairs), **ends})
+        columns = {"model": DIFFERENCE, "seeds": len(pairs), **top1_columns(pairs)}
+        table.append({**dict.fromkeys(table[0], ""), **columns})
     return table
 
 
