@@ -29,7 +29,9 @@ from torch import Tensor
 __all__ = [
     "ORDERS",
     "choose_order",
+    "content_gradients",
     "content_lambda",
+    "content_output",
     "convolution_order",
     "expand_table",
     "lambda_order",
@@ -68,7 +70,19 @@ def _content_lambda(keys: Tensor, values: Tensor, key_norm: str) -> Tensor:
         keys = keys.softmax(dim=-1)
     elif key_norm == "l2":
         keys = F.normalize(keys, dim=-1)
-    return keys.flatten(2) @ values.to(dtype).flatten(2).transpose(1, 2)
+    return torch.bmm(keys.flatten(2), values.to(dtype).flatten(2).transpose(1, 2))
+
+
+def content_output(queries: Tensor, lambdas: Tensor) -> Tensor:
+    """Content lambdas [B, K, V], the same for every position, applied to queries [B, H, K, N]; returns [B, H, V, N]."""
+    return lambdas.to(queries.dtype).transpose(1, 2).unsqueeze(1) @ queries
+
+
+def content_gradients(gradient: Tensor, queries: Tensor, lambdas: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Gradients of queries and lambdas from that of :func:`content_output`; without lambdas, zeros and None."""
+    if lambdas is None:
+        return torch.zeros_like(queries, memory_format=torch.contiguous_format), None
+    return lambdas.unsqueeze(1) @ gradient, (queries @ gradient.transpose(2, 3)).sum(1)
 
 
 def plain_output(
@@ -92,7 +106,7 @@ def plain_output(
     else:
         output = convolution_order(queries, values, table, height, width)
     if lambdas is not None:
-        output = output + lambdas.to(queries.dtype).transpose(1, 2).unsqueeze(1) @ queries
+        output = output + content_output(queries, lambdas)
     return output
 
 
@@ -150,8 +164,8 @@ def query_order(queries: Tensor, values: Tensor, table: Tensor, height: int, wid
 def convolution_order(queries: Tensor, values: Tensor, table: Tensor, height: int, width: int) -> Tensor:
     """Lambda convolution (section 2.2): the table as a convolution kernel over each value channel.
 
-    Only the reach of the grid is kept of the table, and the convolution is the 2-d one that every
-    memory format and backend knows. Right for every size, so symbolic sizes take this one.
+    The convolution is the 2-d one that every memory format and backend knows. Right for every size, so symbolic
+    sizes take this one.
     """
     batch, v, u, n = values.shape
     k = table.shape[0]

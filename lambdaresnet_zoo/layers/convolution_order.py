@@ -18,6 +18,8 @@ V value depth, U intra-depth, H heads. On a grid of h x w, N = M = h * w.
 import torch.nn.functional as F
 from torch import Tensor
 
+from .contraction import content_output
+
 __all__ = ["forward"]
 
 
@@ -37,10 +39,7 @@ def forward(
     """
     batch, heads, k, n = queries.shape
     v, u = values.shape[1:3]
-    if lambdas is None:
-        output = queries.new_zeros(batch, heads, v, n)
-    else:
-        output = lambdas.transpose(1, 2).unsqueeze(1) @ queries
+    output = queries.new_zeros(batch, heads, v, n) if lambdas is None else content_output(queries, lambdas)
     # What no pair of positions is apart by is cut off.
     cut = [max(0, extent // 2 - side + 1) for extent, side in zip(table.shape[2:], (height, width), strict=True)]
     kernel = table[:, :, cut[0] : table.shape[2] - cut[0], cut[1] : table.shape[3] - cut[1]].to(values.dtype)

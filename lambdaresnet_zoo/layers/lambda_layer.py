@@ -21,10 +21,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .contraction import content_lambda
+from .contraction import content_lambda, content_output
 from .plan import IMPLEMENTATIONS
 from .planned import grid_output
 from .pooling import CeilAvgPool2d
+from .projection import Projection
 from .reference import KEY_NORMS
 
 __all__ = ["LambdaLayer", "RelativePosition"]
@@ -185,7 +186,7 @@ class LambdaLayer(nn.Module):
 
         dims = [num_heads * query_depth, query_depth * intra_depth if content else 0, self.value_depth * intra_depth]
         self.split_dims = dims
-        self.qkv = nn.Conv2d(dim, sum(dims), kernel_size=1, bias=qkv_bias, device=device, dtype=dtype)
+        self.qkv = Projection(dim, sum(dims), bias=qkv_bias, device=device, dtype=dtype)
         self.norm_q = nn.BatchNorm2d(dims[0], device=device, dtype=dtype) if norm_q else nn.Identity()
         self.norm_k = nn.BatchNorm2d(dims[1], device=device, dtype=dtype) if norm_k else nn.Identity()
         self.norm_v = nn.BatchNorm2d(dims[2], device=device, dtype=dtype) if norm_v else nn.Identity()
@@ -269,9 +270,10 @@ class LambdaLayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B, dim, h, w] -> [B, dim_out, h', w']; a global-scope layer accepts its own size alone."""
         queries, keys, values = self.qkv(x).split(self.split_dims, dim=1)
-        queries = self.norm_q(queries)
-        keys = self.norm_k(keys)
-        values = self.norm_v(values)
+        # Dense, as torch normalises strided maps on a CPU five times slower; a copy is made sooner or later anyway.
+        queries = self.norm_q(queries.contiguous())
+        keys = self.norm_k(keys.contiguous())
+        values = self.norm_v(values.contiguous())
         out = lambda_grid(
             queries,
             keys,
@@ -340,7 +342,7 @@ def lambda_grid(
         lambdas = content_lambda(keys, values, key_norm)  # [B, K, V]
     if table is None:
         assert lambdas is not None
-        out = lambdas.to(queries.dtype).transpose(1, 2).unsqueeze(1) @ queries  # [B, H, V, N]
+        out = content_output(queries, lambdas)
     else:
         if bias is not None:  # part of every position lambda, so of the content lambda as well
             shift = bias.to(queries.dtype if lambdas is None else lambdas.dtype)[None, :, None]

@@ -15,9 +15,10 @@ V value depth, U intra-depth, H heads.
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -74,8 +75,13 @@ class Plan:
     """Bytes of the largest scratch, beside inputs and outputs."""
     note: str = ""
 
+    @property
+    def method(self) -> str:
+        """Which coefficients it has: those of its order, or ``offset``, of the query order by offset."""
+        return "offset" if self.tiling is not None and self.tiling.by_offset else self.order
+
     def __str__(self) -> str:
-        name = self.order
+        name = self.order + (" by offset" if self.method == "offset" else "")
         if self.tiling is not None and not self.tiling.whole:
             name += f" in tiles of {self.tiling.y.tile}x{self.tiling.x.tile}"
         time = f"{self.seconds * 1e3:.3g} ms" if math.isfinite(self.seconds) else "no prediction"
@@ -105,14 +111,15 @@ def make_plan(
         raise ValueError(f"LAMBDARESNET_ZOO_IMPL must be one of {', '.join(IMPLEMENTATIONS)}, got {order!r}")
     if order == "kernel" and (reason := kernels.unavailable(torch.device(device), dtype)):
         raise ValueError(f"order='kernel' cannot be used: {reason}")
-    return _pick(shape, dtype, training, order, _budget(device, memory), device, _costs_path())
+    return _pick(shape, dtype, device, training, order, memory, *_environment())
 
 
 @lru_cache(maxsize=4096)
 def _pick(
-    shape: Shape, dtype: torch.dtype, training: bool, order: str, budget: float, device: str, costs: Path
+    shape: Shape, dtype: torch.dtype, device: str, training: bool, order: str, memory: float, *environment: str
 ) -> Plan:
-    """Once for each shape; ``costs`` is named so that other costs are another plan."""
+    """Once for each shape; the environment is named so that another one is another plan."""
+    budget = _budget(device, memory)
     found = [plan for plan in candidates(shape, dtype, device, training, budget / MIB) if order in ("auto", plan.order)]
     if order == "auto":
         found = [plan for plan in found if not plan.note]
@@ -173,10 +180,11 @@ def candidates(
         for tiling in _tilings(shape, size, scratch) if order == "query" else (None,):
             chunk = tiling.chunk if tiling else _chunk(shape, order, size, scratch)
             plan = Plan(order, tiling, chunk, math.inf, _memory(shape, order, tiling, chunk, size, training))
-            coefficients = costs["training" if training else "forward"].get(order)
+            coefficients = costs["training" if training else "forward"].get(plan.method)
             note = ""
             if order == "kernel":
                 note = kernels.unavailable(torch.device(device), dtype)
+            if plan.method in ("kernel", "offset"):
                 note = note or ("" if coefficients else NOT_MEASURED)
             seconds = math.inf if coefficients is None else _seconds(coefficients, features(shape, plan))
             plans.append(replace(plan, seconds=seconds, note=note))
@@ -186,26 +194,35 @@ def candidates(
 def features(shape: Shape, plan: Plan) -> dict[str, float]:
     """What a plan does, by the names that its coefficients have: counts of one forward pass."""
     s = shape
+    counts: dict[str, float]
     images = s.batch * s.heads
     if plan.tiling is not None:
         t = plan.tiling
-        tiles = t.y.tiles * t.x.tiles
-        scores = images * tiles * t.queries * t.context * s.intra_depth
-        calls = t.y.tiles * math.ceil(s.batch / plan.chunk)
-        block = t.queries * s.query_depth * s.intra_depth * t.context
-        return {
-            "call": calls,
-            "score_product": scores * s.query_depth,
-            "value_product": scores * s.value_depth,
-            "score": scores,
-            "embedding_read": calls * block,
-            "embedding_built": block * (1 if t.shared else t.y.tiles),
-            "window": images * tiles * s.value_depth * s.intra_depth * t.context,
-            "tiled_output": 0 if t.whole else images * s.value_depth * t.y.covered * t.x.covered,
+        chunks = math.ceil(s.batch / plan.chunk)
+        rows = range(t.y.tiles)
+        queries = images * t.x.tiles * t.queries
+        context = sum(map(t.context, rows)) * s.intra_depth  # of a column of tiles
+        output = images * s.value_depth * t.y.covered * t.x.covered
+        counts = {
+            "call": t.y.tiles * chunks,
+            "value_product": queries * context * s.value_depth,
+            "score": queries * context,
+            "row_output": output if t.x.tiles == 1 and not t.whole else 0,
+            "tiled_output": output if t.x.tiles > 1 else 0,
+        }
+        if t.by_offset:
+            offsets = queries * sum(map(t.offsets, rows)) * s.intra_depth
+            return counts | {"offset_product": offsets * s.query_depth, "offset": offsets}
+        blocks = t.queries * s.query_depth * context
+        return counts | {
+            "score_product": queries * context * s.query_depth,
+            "embedding_read": chunks * blocks,
+            "embedding_built": blocks / t.y.tiles if t.shared else blocks,
+            "window": images * t.x.tiles * s.value_depth * context,
         }
     context = s.n if plan.order == "lambda" else _reach(s.height, s.rows) * _reach(s.width, s.columns)
     lambdas = s.batch * s.n * s.query_depth * s.value_depth
-    counts: dict[str, float] = {
+    counts = {
         "call": math.ceil(s.batch / plan.chunk),
         "product": lambdas * context * s.intra_depth,
         "lambda": lambdas,
@@ -221,22 +238,35 @@ def _seconds(coefficients: Mapping[str, float], counts: Mapping[str, float]) -> 
 
 
 def _tilings(shape: Shape, size: int, scratch: float) -> list[Tiling]:
-    """Tilings worth a look: in rows, in patches, each with as many images at once as the scratch holds; and whole, with
-    half as many, too.
+    """Tilings worth a look: in rows, padded and clipped, in patches, each with as many images at once as the scratch
+    holds; and whole, with half as many, too. All by embeddings and by offset.
     """
     found = set()
     across_y, across_x = (2 * (extent // 2) >= side for extent, side in _sides(shape))
-    for tile_y in {shape.height, *TILES}:
-        for tile_x in {shape.width, *TILES}:
-            if tile_y > shape.height or tile_x > shape.width or (tile_x < shape.width and across_x):
-                continue
-            y = make_axis(shape.height, shape.rows, tile_y, padded=not across_y)
-            x = make_axis(shape.width, shape.columns, tile_x)
-            one = y.tile * x.covered * y.window * x.window * shape.intra_depth * shape.heads * size
-            chunk = _even(shape.batch, int(scratch // one))
-            tiling = Tiling(y, x, chunk)
-            found |= {tiling, Tiling(y, x, math.ceil(chunk / 2))} if tiling.whole else {tiling}
+    either = (True, False)
+    for tile_y, tile_x, padded, by_offset in product(_tiles(shape.height), _tiles(shape.width), either, either):
+        if (padded and across_y) or (tile_x < shape.width and across_x):
+            continue
+        y = make_axis(shape.height, shape.rows, tile_y, padded)
+        x = make_axis(shape.width, shape.columns, tile_x)
+        tiling = Tiling(y, x, 1, by_offset)
+        each = _most(tiling.offsets if by_offset else tiling.context, tiling)
+        one = y.tile * x.covered * each * shape.intra_depth * shape.heads * size
+        chunk = _even(shape.batch, int(scratch // one))
+        found.add(replace(tiling, chunk=chunk))
+        if tiling.whole:
+            found.add(replace(tiling, chunk=math.ceil(chunk / 2)))
     return sorted(found, key=lambda tiling: (-tiling.y.tile, -tiling.x.tile))
+
+
+def _tiles(side: int) -> set[int]:
+    """Sides of a tile: the grid's, its half and its quarter, and those of TILES."""
+    return {tile for tile in (side, math.ceil(side / 2), math.ceil(side / 4), *TILES) if tile <= side}
+
+
+def _most(count: Callable[[int], int], tiling: Tiling) -> int:
+    """Of what rows of tiles count, as their context or their offsets."""
+    return max(map(count, range(tiling.y.tiles)))
 
 
 def _chunk(shape: Shape, order: str, size: int, scratch: float) -> int:
@@ -260,10 +290,15 @@ def _memory(shape: Shape, order: str, tiling: Tiling | None, chunk: int, size: i
         lambdas = chunk * s.n * s.query_depth * s.value_depth
         block = s.n * s.n * s.query_depth * s.intra_depth if order == "lambda" else 0
         return size * twice * (2 * lambdas + block)
-    block = tiling.queries * s.query_depth * s.intra_depth * tiling.context
+    context = _most(tiling.context, tiling) * s.intra_depth
     images = chunk * tiling.x.tiles * s.heads
-    scores = images * tiling.queries * tiling.context * s.intra_depth
-    windows = images * s.value_depth * tiling.context * s.intra_depth
+    scores = images * tiling.queries * context
+    if tiling.by_offset:
+        offsets = images * tiling.queries * _most(tiling.offsets, tiling) * s.intra_depth
+        windows = chunk * tiling.x.tiles * s.value_depth * context
+        return size * (scores + twice * (offsets + windows))
+    block = tiling.queries * s.query_depth * context
+    windows = images * s.value_depth * context
     return size * (scores + twice * (block + windows))  # one map serves the scores and their gradient
 
 
@@ -275,18 +310,19 @@ def _reach(side: int, extent: int) -> int:
     return min(extent, 2 * side - 1)
 
 
+def _environment() -> tuple[str, str]:
+    """What is set of memory budget and costs."""
+    return os.environ.get("LAMBDARESNET_ZOO_MEMORY", ""), os.environ.get("LAMBDARESNET_ZOO_COSTS", "")
+
+
 def _budget(device: str, memory: float) -> float:
-    given = memory or float(os.environ.get("LAMBDARESNET_ZOO_MEMORY", "") or 0)
+    given = memory or float(_environment()[0] or 0)
     return MIB * (given or _costs(device)["memory_mib"])
-
-
-def _costs_path() -> Path:
-    return Path(os.environ.get("LAMBDARESNET_ZOO_COSTS", "") or COSTS)
 
 
 def _costs(device: str) -> dict[str, Any]:
     """Of a kind of device, or else those of any."""
-    costs = _read_costs(_costs_path())
+    costs = _read_costs(Path(_environment()[1] or COSTS))
     return costs.get(device) or costs["other"]
 
 

@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import convolution_order, query_order
-from .contraction import choose_order, plain_output
+from . import convolution_order, offset_order, query_order
+from .contraction import choose_order, content_output, plain_output
 from .kernels import fused_position, unavailable
 from .plan import Plan, Shape, make_plan
 
@@ -200,7 +200,9 @@ def run(
         if plan.order == "kernel":
             return _kernel(queries, values, table, lambdas, height, width)
         q, v, c = _computed(queries, values, lambdas)
-        if plan.tiling is not None:
+        if plan.tiling is not None and plan.tiling.by_offset:
+            output = offset_order.forward(q, v, table, c, plan.tiling)
+        elif plan.tiling is not None:
             output = query_order.forward(q, v, table, c, plan.tiling, cache)
         elif plan.order == "convolution" and q.device.type == "cpu":
             output = convolution_order.forward(q, v, table, c, height, width, plan.chunk)
@@ -245,7 +247,8 @@ def gradients(
         # Where the table's gradient is summed; half precision would lose most of it.
         wide = table.to(torch.promote_types(torch.promote_types(table.dtype, q.dtype), torch.float32))
         if plan.tiling is not None:
-            found = query_order.backward(g, q, v, wide, c, plan.tiling)
+            order = offset_order if plan.tiling.by_offset else query_order
+            found = order.backward(g, q, v, wide, c, plan.tiling)
         else:
             found = _plain_gradients(g, q, v, wide, c, height, width, plan)
         of_lambdas = None if lambdas is None or found[3] is None else found[3].to(lambdas.dtype)
@@ -289,7 +292,7 @@ def _plain_gradients(
 
 def _kernel(queries: Tensor, values: Tensor, table: Tensor, lambdas: Tensor | None, height: int, width: int) -> Tensor:
     output = fused_position(queries, values.to(queries.dtype), table, height, width)
-    return output if lambdas is None else output + lambdas.to(queries.dtype).transpose(1, 2).unsqueeze(1) @ queries
+    return output if lambdas is None else output + content_output(queries, lambdas)
 
 
 def _plan(

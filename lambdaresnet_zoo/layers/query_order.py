@@ -16,14 +16,14 @@ V value depth, U intra-depth, H heads.
     output   [B, H, V, N]
 """
 
-from collections.abc import Iterator, Sequence
-from functools import cached_property
+from collections.abc import Iterator
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from .tiles import Axis, Tiling, cached_embeddings, embeddings, embeddings_backward, scores_backward
+from .contraction import content_gradients, content_output
+from .grid import Grid
+from .tiles import Tiling, cached_embeddings, embeddings, embeddings_backward
 
 __all__ = ["backward", "forward"]
 
@@ -43,11 +43,8 @@ def forward(
     """
     batch, heads, _, n = queries.shape
     v = values.shape[1]
-    grid = _Grid(queries, values, tiling)
-    if lambdas is None:
-        output = queries.new_empty(batch, heads, v, n) if tiling.whole else queries.new_zeros(batch, heads, v, n)
-    else:
-        output = lambdas.transpose(1, 2).unsqueeze(1) @ queries
+    grid = Grid(queries, values, tiling)
+    output = queries.new_zeros(batch, heads, v, n) if lambdas is None else content_output(queries, lambdas)
     maps = output.view(batch, heads, v, tiling.y.size, tiling.x.size)
     scores = queries.new_empty(0)
     for row, block in _blocks(table, tiling, queries.dtype, cache):
@@ -57,8 +54,7 @@ def forward(
             scores = _scores(scores, q, block)
             repeated = windows.unsqueeze(1).expand(-1, heads, -1, -1).reshape(-1, v, windows.shape[2])
             if tiling.whole:
-                flat = output[images].view(-1, v, n)
-                torch.baddbmm(flat, repeated, scores.permute(1, 2, 0), beta=float(lambdas is not None), out=flat)
+                output[images].view(-1, v, n).baddbmm_(repeated, scores.permute(1, 2, 0))
             else:
                 grid.add_tiles(maps, torch.bmm(repeated, scores.permute(1, 2, 0)), images, row)
         del block  # before the next is built
@@ -71,15 +67,11 @@ def backward(
     """Gradients of queries, values, table and content lambdas from that of the output, [B, H, V, N]."""
     batch, heads, k, n = queries.shape
     v, u = values.shape[1:3]
-    grid = _Grid(queries, values, tiling)
+    grid = Grid(queries, values, tiling)
     gradient = gradient.contiguous()
-    if lambdas is None:
-        of_queries, of_lambdas = torch.zeros_like(queries, memory_format=torch.contiguous_format), None
-    else:
-        of_queries = lambdas.unsqueeze(1) @ gradient
-        of_lambdas = (queries @ gradient.transpose(2, 3)).sum(1)
+    of_queries, of_lambdas = content_gradients(gradient, queries, lambdas)
     query_maps = of_queries.view(batch, heads, k, tiling.y.size, tiling.x.size)
-    gradients = _Grid(gradient, values, tiling)
+    gradients = Grid(gradient, values, tiling)
     # Sums over tiles and over images are in float32 at least, that of the table in its own dtype, which is.
     wide = torch.promote_types(values.dtype, torch.float32)
     of_values = grid.padded_values.new_zeros(grid.padded_values.shape, dtype=wide)
@@ -106,99 +98,16 @@ def backward(
             del repeated
             by_position = of_scores.transpose(0, 1)  # [N, bH, UM], no copy
             grid.add_tiles(query_maps, torch.bmm(by_position, block.transpose(1, 2)).permute(1, 2, 0), images, row)
-            if _few_scores(count * heads, k, tiling, queries):
-                of_table += scores_backward(of_scores, q, table, tiling, row)
-                continue
-            if of_block is None:  # not zeros to add to: a pass over fresh memory costs what a product does
-                of_block = torch.bmm(q.transpose(1, 2), by_position).to(table.dtype)
-            elif of_block.dtype == q.dtype:
+            if of_block is not None and of_block.dtype == q.dtype:
                 of_block.baddbmm_(q.transpose(1, 2), by_position)
-            else:
-                of_block += torch.bmm(q.transpose(1, 2), by_position)
+            else:  # no zeros to add to, at first: a pass over fresh memory costs what a product does
+                found = torch.bmm(q.transpose(1, 2), by_position).to(table.dtype)
+                of_block = found if of_block is None else of_block.add_(found)
         del block  # before the next is built
         if of_block is not None:
             of_table += embeddings_backward(of_block, table, tiling, row)
             of_block = None
     return of_queries, grid.cropped(of_values).reshape(batch, v, u, n).to(values.dtype), of_table, of_lambdas
-
-
-class _Grid:
-    """Queries and values on their grid, in tiles and windows."""
-
-    def __init__(self, queries: Tensor, values: Tensor, tiling: Tiling) -> None:
-        self.tiling = tiling
-        y, x = tiling.y, tiling.x
-        short = (0, x.covered - x.size, 0, y.covered - y.size)
-        self.queries = _pad(queries.unflatten(3, (y.size, x.size)), short)
-        self.padding = (*_around(x, short[1]), *_around(y, short[3]))
-        self.values = values
-
-    @cached_property
-    def padded_values(self) -> Tensor:
-        """[B, V, U, h', w'], as the windows are cut from it."""
-        return _pad(self.values.unflatten(3, (self.tiling.y.size, self.tiling.x.size)), self.padding)
-
-    def chunks(self) -> Iterator[slice]:
-        """Images that are contracted at once."""
-        for start in range(0, self.queries.shape[0], self.tiling.chunk):
-            yield slice(start, start + self.tiling.chunk)
-
-    def tile_queries(self, images: slice, row: int) -> Tensor:
-        """[N, b * H, K] contiguous, b counting images and the tiles of a row."""
-        tiles = self._tiles(self.queries[images], row)  # [b, H, K, y, tiles, x]
-        shape = (self.tiling.queries, -1, tiles.shape[2])
-        # Not a view, even where one would do: matrix products of strided positions are ten times slower.
-        return tiles.permute(3, 5, 0, 4, 1, 2).reshape(shape).contiguous()
-
-    def tile_maps(self, images: slice, row: int) -> Tensor:
-        """[b * H, D, N] of maps [B, H, D, h, w]: the queries as they came."""
-        tiles = self._tiles(self.queries[images], row)
-        return tiles.permute(0, 4, 1, 2, 3, 5).reshape(-1, tiles.shape[2], self.tiling.queries)
-
-    def windows(self, images: slice, row: int) -> Tensor:
-        """[b, V, U * M], the context that each tile of a row sees."""
-        y, x = self.tiling.y, self.tiling.x
-        values = self.padded_values[images]
-        if y.padded:
-            values = values[:, :, :, row * y.tile : row * y.tile + y.window]
-        if x.tiles == 1:
-            return values.reshape(values.shape[0], values.shape[1], -1)
-        windows = values.unfold(4, x.window, x.tile)  # [b, V, U, y, tiles, x]
-        return windows.permute(0, 4, 1, 2, 3, 5).reshape(-1, values.shape[1], values.shape[2] * self.tiling.context)
-
-    def add_tiles(self, maps: Tensor, tiles: Tensor, images: slice, row: int) -> None:
-        """Add [b * H, D, N] to maps [B, H, D, h, w]."""
-        y, x = self.tiling.y, self.tiling.x
-        heads, depth = maps.shape[1:3]
-        tiles = tiles.reshape(-1, x.tiles, heads, depth, y.tile, x.tile).permute(0, 2, 3, 4, 1, 5)
-        region = maps[images, :, :, row * y.tile : (row + 1) * y.tile]
-        region += tiles.reshape(*tiles.shape[:4], x.covered)[:, :, :, : region.shape[3], : x.size]
-
-    def add_windows(self, padded: Tensor, windows: Tensor, images: slice, row: int) -> None:
-        """Add [b, V, U * M] to padded values [B, V, U, h', w']; windows overlap."""
-        y, x = self.tiling.y, self.tiling.x
-        rows = padded[images]
-        if y.padded:
-            rows = rows[:, :, :, row * y.tile : row * y.tile + y.window]
-        windows = windows.reshape(-1, x.tiles, *rows.shape[1:4], x.window)
-        for tile in range(x.tiles):
-            rows[..., tile * x.tile : tile * x.tile + x.window] += windows[:, tile]
-
-    def cropped(self, padded: Tensor) -> Tensor:
-        """Padded values without their padding."""
-        return _pad(padded, [-size for size in self.padding])
-
-    def _tiles(self, maps: Tensor, row: int) -> Tensor:
-        y, x = self.tiling.y, self.tiling.x
-        return maps[:, :, :, row * y.tile : (row + 1) * y.tile].unflatten(4, (x.tiles, x.tile))
-
-
-def _pad(maps: Tensor, padding: Sequence[int]) -> Tensor:
-    return F.pad(maps, list(padding)) if any(padding) else maps  # torch copies where there is none, too
-
-
-def _around(axis: Axis, short: int) -> tuple[int, int]:
-    return (axis.pad, axis.pad + short) if axis.padded else (0, 0)
 
 
 def _blocks(table: Tensor, tiling: Tiling, dtype: torch.dtype, cache: bool) -> Iterator[tuple[int, Tensor]]:
@@ -215,19 +124,9 @@ def _embeddings(table: Tensor, tiling: Tiling, dtype: torch.dtype, row: int = 0)
     return embeddings(table.to(dtype), tiling, row)
 
 
-def _few_scores(maps: int, k: int, tiling: Tiling, queries: Tensor) -> bool:
-    """Whether scores by offset are fewer than embeddings, as with one image: a gradient then skips the latter.
-
-    On a CPU, where it was measured: the backward pass of one image of 7 to 28 pixels takes a fifth to a third less.
-    """
-    y, x = tiling.y, tiling.x
-    offsets = (y.tile + y.window - 1) * (x.tile + x.window - 1)
-    return queries.device.type == "cpu" and maps * offsets <= k * tiling.context
-
-
 def _scores(buffer: Tensor, queries: Tensor, block: Tensor) -> Tensor:
     """Scores [N, bH, UM] in a buffer that is used again where it fits."""
     n, rows, _ = queries.shape
-    if buffer.ndim != 3 or buffer.shape[1] != rows:
+    if buffer.shape != (n, rows, block.shape[2]):
         buffer = queries.new_empty(n, rows, block.shape[2])
     return torch.bmm(queries, block, out=buffer)

@@ -2,11 +2,13 @@
 
 A tile of queries sees a window of the context. Along an axis that one tile covers, the window is the axis
 itself. Along an axis with several tiles there are two forms: a *padded* one, where the values are padded with
-zeros, every tile sees the same offsets, and one block of embeddings serves all; and an *unpadded* one, where each
-tile sees the whole axis and has embeddings of its own, for scopes that reach across the grid.
+zeros, every tile sees the same offsets, and one block of embeddings serves all; and a *clipped* one, where each tile
+sees what its scope reaches of the axis and has embeddings of its own, for scopes that reach across most of the grid.
+Columns are padded; rows are either.
 
 Shapes: B batch, N query positions, M context positions, K query depth,
-V value depth, U intra-depth, H heads. Here N are the queries of a tile, M the positions of its window.
+V value depth, U intra-depth, H heads. Here N are the queries of a tile, M the positions of its window, O the offsets
+between them.
 
     table       [K, U, Rh, Rw]  see layers.contraction
     embeddings  [N, K, U * M]   contiguous, what a batched matrix product over positions reads
@@ -22,7 +24,8 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 __all__ = [
-    "Axis", "Tiling", "cached_embeddings", "embeddings", "embeddings_backward", "make_axis", "scores_backward",
+    "Axis", "Tiling", "by_context", "by_offset", "cached_embeddings", "embeddings", "embeddings_backward", "make_axis",
+    "offset_table", "offset_table_backward",
 ]  # fmt: skip
 
 CACHED_SIZES = 4  # tilings and types that are kept for one table
@@ -37,14 +40,26 @@ class Axis:
     tile: int
     """Queries of a tile."""
     tiles: int
-    pad: int = 0
-    """Zeros before the first position, where the axis is padded."""
+    reach: int = 0
+    """Positions that a query sees on either side, where there are several tiles."""
     padded: bool = False
 
     @property
-    def window(self) -> int:
-        """Context positions that a tile sees."""
-        return self.tile + 2 * self.pad if self.padded else self.size
+    def pad(self) -> int:
+        """Zeros before the first position."""
+        return self.reach if self.padded else 0
+
+    def window(self, index: int) -> slice:
+        """Context positions that a tile sees, of the axis with its padding."""
+        first = index * self.tile
+        if self.padded:
+            return slice(first, first + self.tile + 2 * self.reach)
+        return slice(max(0, first - self.reach), min(self.size, first + self.tile + self.reach))
+
+    def extent(self, index: int) -> int:
+        """How many they are."""
+        window: slice = self.window(index)
+        return int(window.stop - window.start)
 
     @property
     def covered(self) -> int:
@@ -59,6 +74,8 @@ class Tiling:
     y: Axis
     x: Axis
     chunk: int
+    by_offset: bool = False
+    """The scores are computed by offset, without embeddings."""
 
     @property
     def whole(self) -> bool:
@@ -75,17 +92,20 @@ class Tiling:
         """N of a tile."""
         return self.y.tile * self.x.tile
 
-    @property
-    def context(self) -> int:
-        """M of a window."""
-        return self.y.window * self.x.window
+    def context(self, row: int) -> int:
+        """M of a window in a row of tiles."""
+        return self.y.extent(row) * self.x.extent(0)
+
+    def offsets(self, row: int) -> int:
+        """Of the queries of a tile to its window."""
+        return (self.y.tile + self.y.extent(row) - 1) * (self.x.tile + self.x.extent(0) - 1)
 
 
 def make_axis(size: int, extent: int, tile: int, padded: bool = True) -> Axis:
     """An axis of ``size`` positions in tiles of ``tile``, for a table that spans ``extent`` offsets."""
     if tile >= size:
         return Axis(size, size, 1)
-    return Axis(size, tile, -(-size // tile), extent // 2 if padded else 0, padded)
+    return Axis(size, tile, -(-size // tile), extent // 2, padded)
 
 
 def embeddings(table: Tensor, tiling: Tiling, row: int = 0) -> Tensor:
@@ -97,58 +117,65 @@ def embeddings(table: Tensor, tiling: Tiling, row: int = 0) -> Tensor:
         row: of tiles, which counts where the rows are not padded.
     """
     y, x = tiling.y, tiling.x
+    height, width = y.extent(row), x.extent(0)
     k, u = table.shape[:2]
-    top, bottom = _margins(y, table.shape[2], row)
-    left, right = _margins(x, table.shape[3], 0)
-    # Entry (j - i + tile - 1) of the padded table serves query i and context j. Counting queries from the last to the
-    # first makes that a sum, and so a view with strides of the table; flip puts them back in order, once they are rows.
-    padded = F.pad(table, (left, right, top, bottom)).contiguous()
+    # Counting queries from the last to the first makes the entry of an offset a sum, and so a view with strides of the
+    # table; flip puts them back in order, once they are rows.
+    padded = offset_table(table, tiling, row)
     step = padded.stride()
     view = padded.as_strided(
-        (y.tile, x.tile, k, u, y.window, x.window), (step[2], step[3], step[0], step[1], step[2], step[3])
+        (y.tile, x.tile, k, u, height, width), (step[2], step[3], step[0], step[1], step[2], step[3])
     )
-    return view.reshape(tiling.queries, k, u * tiling.context).flip(0)
+    return view.reshape(tiling.queries, k, u * height * width).flip(0)
 
 
 def embeddings_backward(gradient: Tensor, table: Tensor, tiling: Tiling, row: int = 0) -> Tensor:
     """Gradient [K, U, Rh, Rw] of the table from that of :func:`embeddings`, [N, K, U * M]."""
     y, x = tiling.y, tiling.x
     k, u = table.shape[:2]
-    gradient = gradient.reshape(y.tile, x.tile, k, u, y.window, x.window)
+    gradient = gradient.reshape(y.tile, x.tile, k, u, y.extent(row), x.extent(0))
     rows = _sum_diagonals(gradient.movedim(1, -2))  # [y, K, U, window, offsets]
     padded = _sum_diagonals(rows.permute(1, 2, 4, 0, 3)).transpose(-1, -2)  # [K, U, offsets, offsets]
-    return _within(padded, table, tiling, row)
+    return offset_table_backward(padded, table, tiling, row)
 
 
-def scores_backward(scores: Tensor, queries: Tensor, table: Tensor, tiling: Tiling, row: int = 0) -> Tensor:
-    """Gradient [K, U, Rh, Rw] of the table from that of the scores, without embeddings.
+def by_context(scores: Tensor, tiling: Tiling, row: int = 0) -> Tensor:
+    """Scores by context, [b * H * N, U * M], from those by offset, [b * H * N, U * O] (see :func:`offset_table`)."""
+    return _meetings(scores, tiling, row).reshape(scores.shape[0], -1)
 
-    Scores are moved from their context to their offset, where one product with the queries sums them.
 
-    Args:
-        scores: gradient of the scores of one tile, [b * H, N, U * M].
-        queries: of the tile, [N, b * H, K].
-        table: [K, U, Rh, Rw], for its shape.
-        tiling: of the grid.
-        row: of tiles, which counts where the rows are not padded.
-    """
+def by_offset(scores: Tensor, found: Tensor, tiling: Tiling, row: int = 0) -> None:
+    """The transpose of :func:`by_context`, into ``found``, whose offsets that meet no context are left as they are."""
+    target = _meetings(found, tiling, row)
+    target.copy_(scores.view(target.shape))
+
+
+def _meetings(scores: Tensor, tiling: Tiling, row: int) -> Tensor:
+    """Of dense scores by offset, where query and context meet: a view [b * H, y, x, U, height, width]."""
     y, x = tiling.y, tiling.x
-    k, u = table.shape[:2]
-    maps = scores.shape[0]
-    moved = scores.new_zeros(maps, y.tile, x.tile, u, y.tile + y.window - 1, x.tile + x.window - 1)
-    step = moved.stride()
-    moved.as_strided(  # query i and context j meet in entry j - i + tile - 1, as in embeddings
-        (maps, y.tile, x.tile, u, y.window, x.window),
+    height, width = y.extent(row), x.extent(0)
+    u = scores.shape[1] // tiling.offsets(row)
+    grid = scores.view(-1, y.tile, x.tile, u, y.tile + height - 1, x.tile + width - 1)
+    step = grid.stride()
+    return grid.as_strided(  # query i and context j meet in entry j - i + tile - 1, as in embeddings
+        (*grid.shape[:4], height, width),
         (step[0], step[1] - step[4], step[2] - step[5], *step[3:]),
         (y.tile - 1) * step[4] + (x.tile - 1) * step[5],
-    ).copy_(scores.view(maps, y.tile, x.tile, u, y.window, x.window))
-    flat = queries.transpose(0, 1).reshape(-1, k)
-    padded = (flat.T @ moved.view(flat.shape[0], -1)).view(k, *moved.shape[3:])
-    return _within(padded, table, tiling, row)
+    )
 
 
-def _within(padded: Tensor, table: Tensor, tiling: Tiling, row: int) -> Tensor:
-    """Of the offsets that a tile has, those of the table; zero where a tile has none."""
+def offset_table(table: Tensor, tiling: Tiling, row: int = 0) -> Tensor:
+    """Of a table [K, U, Rh, Rw], the offsets that a tile has, [K, U, y + height - 1, x + width - 1]; zeros beyond it.
+
+    Entry (j - i + tile - 1) serves query i and context j, along each axis.
+    """
+    top, bottom = _margins(tiling.y, table.shape[2], row)
+    left, right = _margins(tiling.x, table.shape[3], 0)
+    return F.pad(table, (left, right, top, bottom)).contiguous()
+
+
+def offset_table_backward(padded: Tensor, table: Tensor, tiling: Tiling, row: int = 0) -> Tensor:
+    """Gradient of the table, for its shape [K, U, Rh, Rw], from that of :func:`offset_table`."""
     top, bottom = _margins(tiling.y, table.shape[2], row)
     left, right = _margins(tiling.x, table.shape[3], 0)
     return F.pad(padded, (-left, -right, -top, -bottom))
@@ -177,8 +204,9 @@ def _shift_and_sum(pairs: Tensor) -> Tensor:
 
 def _margins(axis: Axis, extent: int, index: int) -> tuple[int, int]:
     """Zeros before and after the table along an axis; negative where the tile does not reach its ends."""
-    first = extent // 2 - axis.pad - (0 if axis.padded else index * axis.tile)  # the entry of query 0 and context 0
-    return axis.tile - 1 - first, first + axis.window - extent
+    # The entry of query 0 and context 0.
+    first = extent // 2 - axis.pad + axis.window(index).start - index * axis.tile
+    return axis.tile - 1 - first, first + axis.extent(index) - extent
 
 
 class _Kept:

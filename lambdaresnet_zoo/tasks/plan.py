@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from ..errors import UserError, first_line
 from ..layers import LambdaLayer, planned
-from ..layers.plan import COSTS, IMPLEMENTATIONS, NOT_MEASURED, Plan, Shape, candidates, explain_plan, features
+from ..layers.plan import COSTS, NOT_MEASURED, Plan, Shape, candidates, explain_plan, features
 from ..registry import check_name
 from ..weights.files import write_whole
 
@@ -52,9 +52,10 @@ MANY = 9  # of other devices, whose passes are short
 LARGER = 16  # times the batches of GRID are timed too on them
 SLOWEST = 0.5  # seconds predicted, beyond which a candidate is not run
 FURTHEST = 2.0  # times the fastest of its order, by the costs that there are, beyond which one is not run
-MOST = 12  # of one order and shape that are run on other devices than a CPU, those predicted to be fastest
+MOST = {"cpu": 24}  # of one order and shape that are run, those predicted to be fastest; all where nothing is
+MOST_ELSEWHERE = 12
 # MiB of a chunk's scores, which should stay in cache, forward and in training; and in all.
-SCRATCH = {"cpu": (6, 3, 256)}
+SCRATCH = {"cpu": (12, 3, 256)}
 OTHER = (256, 256, 1024)
 
 
@@ -154,13 +155,13 @@ def fit(path: Path, device: str = "cpu", dtype: str = "float32", progress: bool 
         rows: dict[str, list[tuple[dict[str, float], float]]] = {}
         for case in tqdm(grid, desc=mode, disable=not shown, dynamic_ncols=True):
             for plan, counts, seconds in _time(case, device, getattr(torch, dtype), mode == "training"):
-                rows.setdefault(plan.order, []).append((counts, seconds))
-        found[mode] = {order: _least_squares(rows[order]) for order in IMPLEMENTATIONS if order in rows}
-        for order, coefficients in found[mode].items():
+                rows.setdefault(plan.method, []).append((counts, seconds))
+        found[mode] = {method: _least_squares(rows[method]) for method in sorted(rows)}
+        for method, coefficients in found[mode].items():
             errors = [
-                abs(sum(coefficients[n] * c for n, c in counts.items()) * 1e-9 / s - 1) for counts, s in rows[order]
+                abs(sum(coefficients[n] * c for n, c in counts.items()) * 1e-9 / s - 1) for counts, s in rows[method]
             ]
-            print(f"{mode} {order}: {len(errors)} timings, median error {statistics.median(errors):.0%}")
+            print(f"{mode} {method}: {len(errors)} timings, median error {statistics.median(errors):.0%}")
     costs[kind] = found
     text = json.dumps(costs, indent=2) + "\n"
     try:
@@ -188,15 +189,14 @@ def _time(
     kind = torch.device(device).type
     found = candidates(shape, dtype, kind, training)
     found = [replace(plan, note="") for plan in found if plan.note in ("", NOT_MEASURED)]
-    fastest = {
-        order: min((plan.seconds for plan in found if plan.order == order), default=0.0) for order in IMPLEMENTATIONS
-    }
+    fastest: dict[str, float] = {}
     ran: Counter[str] = Counter()
     for plan in sorted(found, key=lambda plan: plan.seconds):
-        ran[plan.order] += 1
-        if kind != "cpu" and ran[plan.order] > MOST:
+        ran[plan.method] += 1
+        if ran[plan.method] > MOST.get(kind, MOST_ELSEWHERE) and (kind != "cpu" or math.isfinite(plan.seconds)):
             continue
-        if math.isfinite(plan.seconds) and plan.seconds > min(SLOWEST, FURTHEST * fastest[plan.order]):
+        first = fastest.setdefault(plan.method, plan.seconds)
+        if math.isfinite(plan.seconds) and plan.seconds > min(SLOWEST, FURTHEST * first):
             continue
         samples = []
         for _ in range(SAMPLES.get(kind, MANY) + 1):

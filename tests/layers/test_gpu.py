@@ -33,12 +33,12 @@ KERNEL = pytest.param(
 
 
 def plans(shape: Shape, dtype: torch.dtype, training: bool) -> list[Plan]:
-    """One of each order, and of the query order with one tile, in rows and in patches."""
+    """One of each order, and of the query order, by embeddings and by offset, with one tile, in rows and in patches."""
     found = {}
     for plan in candidates(shape, dtype, "cuda", training):
         if plan.note and "measured" not in plan.note:
             continue
-        kind = (plan.order, plan.tiling and (plan.tiling.y.tiles > 1, plan.tiling.x.tiles > 1))
+        kind = (plan.method, plan.tiling and (plan.tiling.y.tiles > 1, plan.tiling.x.tiles > 1))
         found[kind] = plan
     return list(found.values())
 

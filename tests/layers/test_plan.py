@@ -36,7 +36,8 @@ def test_the_fastest_that_fits_is_picked_and_in_training_the_leanest_about_as_fa
 def test_costs_decide(tmp_path, monkeypatch):
     """Costs under which a product of the query order is dear: another order is picked."""
     costs = json.loads(COSTS.read_text())
-    costs["cpu"]["forward"]["query"]["value_product"] = 1e3
+    for method in ("query", "offset"):
+        costs["cpu"]["forward"][method]["value_product"] = 1e3
     path = tmp_path / "costs.json"
     path.write_text(json.dumps(costs))
     before = make_plan(C4, torch.float32, "cpu")
@@ -92,12 +93,34 @@ def test_an_explanation_names_every_candidate_and_why():
 
 
 def test_counts_are_those_of_the_sums():
-    whole = next(plan for plan in candidates(C4, torch.float32, "cpu") if plan.tiling and plan.tiling.whole)
-    counts = features(C4, whole)
+    found = candidates(C4, torch.float32, "cpu")
     n = 196
-    assert counts["value_product"] == 8 * 4 * n * n * 64 and counts["score_product"] == 8 * 4 * n * n * 16
+    for plan in found:
+        if plan.tiling and plan.tiling.whole:
+            counts = features(C4, plan)
+            assert counts["value_product"] == 8 * 4 * n * n * 64
+            if plan.method == "offset":
+                assert counts["offset_product"] == 8 * 4 * n * (27 * 27) * 16
+            else:
+                assert counts["score_product"] == 8 * 4 * n * n * 16
+    # A scope of 9 in clipped rows of 4 queries sees 8, 12, 12 and 8 of 16 rows; padded, 12 each time.
+    shares = {
+        plan.tiling.y.padded: features(DETECTION, plan)["value_product"] / (8 * 4 * 256 * 256 * 64)
+        for plan in candidates(DETECTION, torch.float32, "cpu")
+        if plan.method == "query" and (plan.tiling.y.tile, plan.tiling.x.tile) == (4, 16)
+    }
+    assert shares == {True: 12 / 16, False: 10 / 16}
     plain = next(plan for plan in candidates(C4, torch.float32, "cpu") if plan.order == "lambda")
     assert features(C4, plain)["product"] == 8 * n * n * 16 * 64
+
+
+def test_one_image_is_trained_without_embeddings_and_many_with_them():
+    for batch, method in ((1, "offset"), (32, "query")):
+        for side in (7, 14, 20):
+            plan = make_plan(Shape(batch, 4, 16, 64, 1, side, side, 23, 23), torch.float32, "cpu", training=True)
+            assert plan.method == method
+            evaluated = make_plan(Shape(batch, 4, 16, 64, 1, side, side, 23, 23), torch.float32, "cpu")
+            assert evaluated.method == "query"  # embeddings are kept
 
 
 def test_shapes_of_every_kind_have_a_plan():

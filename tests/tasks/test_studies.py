@@ -171,7 +171,7 @@ def test_fine_tuning_against_scratch(tmp_path, capsys, monkeypatch):
     assert tuned.pretrained and not scratch.pretrained and not scratch.freeze_bn and scratch.layer_decay is None
     assert (scratch.epochs, scratch.opt, scratch.hflip) == (tuned.epochs, tuned.opt, tuned.hflip)
     assert (tuned.lr, scratch.lr) == (2e-3, study_finetune.SCRATCH_RATE_OF_DIGITS)
-    assert tuned.val_interval == tuned.epochs == 3 and tuned.hflip == 0
+    assert tuned.val_interval == tuned.epochs == 3 and tuned.hflip == 0 and tuned.img_size == 32
     assert (tuned.aa, tuned.reprob) == (scratch.aa, scratch.reprob) == (None, 0)
     rows = read_rows(results)
     assert [(row["task"], row["start"]) for row in rows] == [

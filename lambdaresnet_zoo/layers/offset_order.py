@@ -1,0 +1,81 @@
+"""The query order by offset: outputs and gradients without embeddings, for few images in training.
+
+    by_offset[b,h,n,o] = sum_k q[b,h,n,k] R[k,o]       scores[b,h,n,m] = by_offset[b,h,n,m-n]
+
+Embeddings are as large as the grid squared and serve all images. For one image they are dearer to build, to read and to
+differentiate than the scores themselves, which one product with the table gives, by offset; moved to their context,
+they go on as in `query_order`. Of the offsets of a tile some meet no context: with rows of one query, about half.
+
+Shapes: B batch, N query positions, M context positions, K query depth,
+V value depth, U intra-depth, H heads; O offsets of a tile.
+
+    queries  [B, H, K, N]
+    values   [B, V, U, M]
+    table    [K, U, Rh, Rw]  see layers.contraction
+    lambdas  [B, K, V]       content lambdas, with the position bias
+    output   [B, H, V, N]
+"""
+
+import torch
+from torch import Tensor
+
+from .contraction import content_gradients, content_output
+from .grid import Grid
+from .tiles import Tiling, by_context, by_offset, offset_table, offset_table_backward
+
+__all__ = ["backward", "forward"]
+
+
+def forward(queries: Tensor, values: Tensor, table: Tensor, lambdas: Tensor | None, tiling: Tiling) -> Tensor:
+    """Output [B, H, V, N] for queries [B, H, K, N], values [B, V, U, N], table and content lambdas, of one dtype."""
+    batch, heads, k, n = queries.shape
+    v = values.shape[1]
+    grid = Grid(queries, values, tiling)
+    output = queries.new_zeros(batch, heads, v, n) if lambdas is None else content_output(queries, lambdas)
+    maps = output.view(batch, heads, v, tiling.y.size, tiling.x.size)
+    for row in range(tiling.y.tiles):
+        kernel = offset_table(table.to(queries.dtype), tiling, row).view(k, -1)  # [K, UO]
+        for images in grid.chunks():
+            q = grid.tile_maps(images, row).transpose(1, 2).reshape(-1, k)  # [bHN, K]
+            windows = grid.windows(images, row)  # [b, V, UM]
+            scores = by_context(q @ kernel, tiling, row).view(windows.shape[0], -1, windows.shape[2])  # [b, HN, UM]
+            found = torch.bmm(windows, scores.transpose(1, 2)).view(-1, v, heads, tiling.queries)
+            grid.add_tiles(maps, found.transpose(1, 2), images, row)
+    return output
+
+
+def backward(
+    gradient: Tensor, queries: Tensor, values: Tensor, table: Tensor, lambdas: Tensor | None, tiling: Tiling
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Gradients of queries, values, table and content lambdas from that of the output, [B, H, V, N]."""
+    batch, heads, k, n = queries.shape
+    v, u = values.shape[1:3]
+    grid = Grid(queries, values, tiling)
+    gradient = gradient.contiguous()
+    gradients = Grid(gradient, values, tiling)
+    of_queries, of_lambdas = content_gradients(gradient, queries, lambdas)
+    query_maps = of_queries.view(batch, heads, k, tiling.y.size, tiling.x.size)
+    # Sums over tiles and over images are in float32 at least, that of the table in its own dtype, which is.
+    wide = torch.promote_types(values.dtype, torch.float32)
+    of_values = grid.padded_values.new_zeros(grid.padded_values.shape, dtype=wide)
+    of_table = torch.zeros_like(table, memory_format=torch.contiguous_format)
+    moved = queries.new_empty(0)
+    for row in range(tiling.y.tiles):
+        padded = offset_table(table.to(queries.dtype), tiling, row)
+        kernel = padded.view(k, -1)  # [K, UO]
+        of_kernel = torch.zeros_like(kernel, dtype=table.dtype)
+        for images in grid.chunks():
+            q = grid.tile_maps(images, row).transpose(1, 2).reshape(-1, k)  # [bHN, K]
+            windows = grid.windows(images, row)  # [b, V, UM]
+            arriving = gradients.tile_maps(images, row).transpose(1, 2).reshape(windows.shape[0], -1, v)  # [b, HN, V]
+            scores = by_context(q @ kernel, tiling, row).view(windows.shape[0], -1, windows.shape[2])  # [b, HN, UM]
+            grid.add_windows(of_values, torch.bmm(arriving.transpose(1, 2), scores), images, row)
+            of_scores = torch.bmm(arriving, windows, out=scores)  # no two maps are held at once
+            if moved.shape != (q.shape[0], kernel.shape[1]):
+                moved = queries.new_zeros(q.shape[0], kernel.shape[1])
+            by_offset(of_scores, moved, tiling, row)  # [bHN, UO]
+            of_q = (moved @ kernel.T).view(-1, tiling.queries, k)
+            grid.add_tiles(query_maps, of_q.transpose(1, 2), images, row)
+            of_kernel += q.T @ moved
+        of_table += offset_table_backward(of_kernel.view(padded.shape), table, tiling, row)
+    return of_queries, grid.cropped(of_values).reshape(batch, v, u, n).to(values.dtype), of_table, of_lambdas
