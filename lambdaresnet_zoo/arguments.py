@@ -2,9 +2,11 @@
 
 import argparse
 import ast
+import math
+from collections.abc import Callable
 from typing import Any
 
-__all__ = ["count", "keyword", "natural", "number", "share"]
+__all__ = ["count", "fraction", "keyword", "natural", "number", "points", "positive", "share"]
 
 
 def count(text: str) -> int:
@@ -23,24 +25,27 @@ def natural(text: str) -> int:
 
 def number(text: str) -> float:
     """A number of at least 0."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"'{text}' is not a number of at least 0")
-    return value
+    return _float(text, lambda value: 0 <= value < math.inf, "a number of at least 0")
+
+
+def positive(text: str) -> float:
+    """A number above 0."""
+    return _float(text, lambda value: 0 < value < math.inf, "a number above 0")
+
+
+def points(text: str) -> float:
+    """A number from 0 to 100."""
+    return _float(text, lambda value: 0 <= value <= 100, "a number from 0 to 100")
 
 
 def share(text: str) -> float:
     """A number from 0 to 1."""
-    try:
-        value = number(text)
-    except argparse.ArgumentTypeError:
-        value = -1.0
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a number from 0 to 1")
-    return value
+    return _float(text, lambda value: 0 <= value <= 1, "a number from 0 to 1")
+
+
+def fraction(text: str) -> float:
+    """A number above 0 and up to 1."""
+    return _float(text, lambda value: 0 < value <= 1, "a number above 0 and up to 1")
 
 
 def keyword(text: str) -> tuple[str, Any]:
@@ -52,3 +57,13 @@ def keyword(text: str) -> tuple[str, Any]:
         return key, ast.literal_eval(value)
     except (ValueError, SyntaxError):
         return key, value  # a word
+
+
+def _float(text: str, fits: Callable[[float], bool], told: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan  # fits nowhere
+    if not fits(value):
+        raise argparse.ArgumentTypeError(f"'{text}' is not {told}")
+    return value

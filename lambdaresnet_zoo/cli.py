@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .arguments import count, keyword
+from .arguments import count, fraction, keyword, points, positive
 from .errors import UserError, first_line
 
 if TYPE_CHECKING:
@@ -159,7 +159,7 @@ def _add_validate(parser: argparse.ArgumentParser) -> None:
     add("--use-ema", action="store_true", help="of a checkpoint, the moving average of its weights")
     add("--num-classes", type=count, metavar="N", help="classes that the model must have")
     add("--img-size", type=count, metavar="N", help="pixels of the input (the model's)")
-    add("--crop-pct", type=_fraction, metavar="X", help="centre crop (the model's)")
+    add("--crop-pct", type=fraction, metavar="X", help="centre crop (the model's)")
     add("--crop-mode", default="", choices=["center", "squash", "border"], help="(the model's)")
     add("--interpolation", default="", choices=["bilinear", "bicubic", "nearest", "lanczos"], help="(the model's)")
     add("--batch-size", "-b", type=count, default=256, metavar="N", help="images at once (%(default)s)")
@@ -171,7 +171,7 @@ def _add_validate(parser: argparse.ArgumentParser) -> None:
     add("--torchcompile", nargs="?", default="", const="inductor", metavar="BACKEND", help="torch.compile (%(const)s)")
     add("--skip-bad", action="store_true", help="leave damaged images out, list them and mark the result")
     add("--per-class", default="", metavar="FILE", help="write each class's figures, csv")
-    add("--tolerance", type=_points, metavar="X", help="exit with 1 if top-1 is further from the published, in points")
+    add("--tolerance", type=points, metavar="X", help="exit with 1 if top-1 is further from the published, in points")
     add("--results", "--results-file", default="", metavar="FILE", help="append a row, .csv or .json; skip finished")
     add("--progress", action=argparse.BooleanOptionalAction, help="a progress bar (if stderr is a terminal)")
 
@@ -307,7 +307,7 @@ def _add_benchmark(parser: argparse.ArgumentParser) -> None:
     add("--models", nargs="+", default=[], metavar="NAME@SIZE", help="or quoted patterns: 'lambdaresnet50@*' (all)")
     add("--repeats", type=count, default=7, metavar="N", help="rounds at most, each of all in turn (%(default)s)")
     add("--threads", type=count, metavar="N", help="of the CPU (torch's choice)")
-    add("--memory", type=_positive, default=8.0, metavar="GIB", help="that one pass may take on a CPU (%(default)s)")
+    add("--memory", type=positive, default=8.0, metavar="GIB", help="that one pass may take on a CPU (%(default)s)")
     add("--quick", action="store_true", help="a few shapes and batches: whether it runs, in about a minute")
     add("--check", action="store_true", help="exit with 1 if a target of the project is missed")
     add("--results", default="", metavar="PATH", help="a folder, or one part's .csv: add rows, skip finished ones")
@@ -367,30 +367,3 @@ def _conversion(options: argparse.Namespace) -> "Options":
         recipe=options.recipe,
         warm_start=options.warm_start,
     )
-
-
-def _positive(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"'{text}' is not a number above 0")
-    return value
-
-
-def _points(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value <= 100:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a number from 0 to 100")
-    return value
-
-
-def _fraction(text: str) -> float:
-    value = _points(text)
-    if not 0 < value <= 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a number above 0 and up to 1")
-    return value

@@ -97,7 +97,7 @@ class Tiling:
         return self.y.extent(row) * self.x.extent(0)
 
     def offsets(self, row: int) -> int:
-        """Of the queries of a tile to its window."""
+        """O, of the queries of a tile to its window."""
         return (self.y.tile + self.y.extent(row) - 1) * (self.x.tile + self.x.extent(0) - 1)
 
 
