@@ -160,9 +160,8 @@ def _differentiable(operator: Any, slot: int) -> None:
 
     def backward(ctx: Any, gradient: Tensor) -> tuple:
         tensors = list(ctx.saved_tensors)
-        tensors.insert(
-            slot, _by_position(slot, gradient)
-        )  # <gradient, derivative by slot> is <cotangent, output> with gradient in slot
+        # <gradient, derivative by slot> is <cotangent, output> with gradient in slot.
+        tensors.insert(slot, _by_position(slot, gradient))
         needed = ctx.needs_input_grad[:3]
         gradients = [
             _derivative(i, tensors, *ctx.size) if need else None for i, need in zip(slots, needed, strict=True)
