@@ -35,8 +35,8 @@ TILES = (1, 2, 4, 7, 8, 16)
 MIB = 2**20
 NOT_MEASURED = "not measured on this kind of device"
 NEAR = 1.15
-"""In training, of plans that take at most so many times as long as the fastest, the leanest is taken: predictions are
-no more exact than that, and memory is."""
+"""In training of several images, of plans that take at most so many times as long as the fastest, the leanest is taken:
+predictions are no more exact than that, and memory is."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def _pick(
     fitting = [plan for plan in found if plan.memory <= budget]
     if fitting:
         fastest = min(fitting, key=lambda plan: (plan.seconds, plan.memory))
-        near = [plan for plan in fitting if training and plan.seconds <= NEAR * fastest.seconds]
+        near = [plan for plan in fitting if training and shape.batch > 1 and plan.seconds <= NEAR * fastest.seconds]
         return min(near, key=lambda plan: (plan.memory, plan.seconds), default=fastest)
     return min(found, key=lambda plan: plan.memory)
 
@@ -252,6 +252,8 @@ def _tilings(shape: Shape, size: int, scratch: float) -> list[Tiling]:
         tiling = Tiling(y, x, 1, by_offset)
         each = _most(tiling.offsets if by_offset else tiling.context, tiling)
         one = y.tile * x.covered * each * shape.intra_depth * shape.heads * size
+        if by_offset and one > 2 * scratch and tile_y > 1:  # a lower tile fits the cache
+            continue
         chunk = _even(shape.batch, int(scratch // one))
         found.add(replace(tiling, chunk=chunk))
         if tiling.whole:
@@ -296,7 +298,7 @@ def _memory(shape: Shape, order: str, tiling: Tiling | None, chunk: int, size: i
     if tiling.by_offset:
         offsets = images * tiling.queries * _most(tiling.offsets, tiling) * s.intra_depth
         windows = chunk * tiling.x.tiles * s.value_depth * context
-        return size * (scores + twice * (offsets + windows))
+        return size * (scores + offsets + twice * windows)
     block = tiling.queries * s.query_depth * context
     windows = images * s.value_depth * context
     return size * (scores + twice * (block + windows))  # one map serves the scores and their gradient

@@ -139,23 +139,25 @@ def embeddings_backward(gradient: Tensor, table: Tensor, tiling: Tiling, row: in
     return offset_table_backward(padded, table, tiling, row)
 
 
-def by_context(scores: Tensor, tiling: Tiling, row: int = 0) -> Tensor:
-    """Scores by context, [b * H * N, U * M], from those by offset, [b * H * N, U * O] (see :func:`offset_table`)."""
-    return _meetings(scores, tiling, row).reshape(scores.shape[0], -1)
+def by_context(offsets: Tensor, scores: Tensor, tiling: Tiling, row: int = 0) -> None:
+    """Write ``scores`` by context, [b * H * N, U * M], from those by offset, [b * H * N, U * O]."""
+    meetings = _meetings(offsets, tiling, row)
+    scores.view(meetings.shape).copy_(meetings)
 
 
-def by_offset(scores: Tensor, found: Tensor, tiling: Tiling, row: int = 0) -> None:
-    """The transpose of :func:`by_context`, into ``found``, whose offsets that meet no context are left as they are."""
-    target = _meetings(found, tiling, row)
-    target.copy_(scores.view(target.shape))
+def by_offset(scores: Tensor, offsets: Tensor, tiling: Tiling, row: int = 0) -> Tensor:
+    """The transpose of :func:`by_context`: write and return ``offsets``, zero where they meet no context."""
+    meetings = _meetings(offsets.zero_(), tiling, row)
+    meetings.copy_(scores.view(meetings.shape))
+    return offsets
 
 
-def _meetings(scores: Tensor, tiling: Tiling, row: int) -> Tensor:
+def _meetings(offsets: Tensor, tiling: Tiling, row: int) -> Tensor:
     """Of dense scores by offset, where query and context meet: a view [b * H, y, x, U, height, width]."""
     y, x = tiling.y, tiling.x
     height, width = y.extent(row), x.extent(0)
-    u = scores.shape[1] // tiling.offsets(row)
-    grid = scores.view(-1, y.tile, x.tile, u, y.tile + height - 1, x.tile + width - 1)
+    u = offsets.shape[1] // tiling.offsets(row)
+    grid = offsets.view(-1, y.tile, x.tile, u, y.tile + height - 1, x.tile + width - 1)
     step = grid.stride()
     return grid.as_strided(  # query i and context j meet in entry j - i + tile - 1, as in embeddings
         (*grid.shape[:4], height, width),

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -21,11 +22,12 @@ def no_settings(monkeypatch):
 
 
 def test_the_fastest_that_fits_is_picked_and_in_training_the_leanest_about_as_fast():
-    for shape, training in itertools.product((C4, C2, DETECTION), (False, True)):
+    one = replace(C4, batch=1)  # holds little, whatever the plan
+    for shape, training in itertools.product((C4, C2, DETECTION, one), (False, True)):
         plan = make_plan(shape, torch.float32, "cpu", training)
         usable = [other for other in candidates(shape, torch.float32, "cpu", training) if not other.note]
         fastest = min(other.seconds for other in usable if other.memory <= 256 * 2**20)
-        if training:
+        if training and shape != one:
             assert plan.seconds <= NEAR * fastest
             assert plan.memory == min(other.memory for other in usable if other.seconds <= NEAR * fastest)
         else:
