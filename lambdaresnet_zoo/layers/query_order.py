@@ -24,6 +24,7 @@ from torch import Tensor
 from .contraction import content_gradients, content_output
 from .grid import Grid
 from .tiles import Tiling, cached_embeddings, embeddings, embeddings_backward
+from .workspace import workspace
 
 __all__ = ["backward", "forward"]
 
@@ -39,20 +40,22 @@ def forward(
         table: [K, U, Rh, Rw].
         lambdas: [B, K, V] or None.
         tiling: of the grid.
-        cache: keep the embeddings for the next call.
+        cache: keep the embeddings for the next call, and the scratch, as nothing else holds it.
     """
     batch, heads, _, n = queries.shape
     v = values.shape[1]
     grid = Grid(queries, values, tiling)
     output = queries.new_zeros(batch, heads, v, n) if lambdas is None else content_output(queries, lambdas)
     maps = output.view(batch, heads, v, tiling.y.size, tiling.x.size)
-    scores = queries.new_empty(0)
     for row, block in _blocks(table, tiling, queries.dtype, cache):
         for images in grid.chunks():
             q = grid.tile_queries(images, row)  # [N, bH, K]
             windows = grid.windows(images, row)  # [b, V, UM]
-            scores = _scores(scores, q, block)
-            repeated = windows.unsqueeze(1).expand(-1, heads, -1, -1).reshape(-1, v, windows.shape[2])
+            count, _, context = windows.shape
+            shapes = ((*q.shape[:2], context), (count, heads, v, context))
+            scores, by_head = workspace(queries, shapes, keep=cache)
+            torch.bmm(q, block, out=scores)
+            repeated = by_head.copy_(windows.unsqueeze(1)).flatten(0, 1)
             if tiling.whole:
                 output[images].view(-1, v, n).baddbmm_(repeated, scores.permute(1, 2, 0))
             else:
