@@ -21,6 +21,7 @@ from torch import Tensor
 
 from .contraction import content_gradients, content_output
 from .grid import Grid
+from .scratch import Scratch
 from .tiles import Tiling, by_context, by_offset, offset_table, offset_table_backward
 
 __all__ = ["backward", "forward"]
@@ -33,13 +34,14 @@ def forward(queries: Tensor, values: Tensor, table: Tensor, lambdas: Tensor | No
     grid = Grid(queries, values, tiling)
     output = queries.new_zeros(batch, heads, v, n) if lambdas is None else content_output(queries, lambdas)
     maps = output.view(batch, heads, v, tiling.y.size, tiling.x.size)
-    scores = _Scores(queries)
+    scratch = Scratch(queries)
     for row in range(tiling.y.tiles):
         kernel = offset_table(table.to(queries.dtype), tiling, row).view(k, -1)  # [K, UO]
         for images in grid.chunks():
             q = grid.tile_maps(images, row).transpose(1, 2).reshape(-1, k)  # [bHN, K]
             windows = grid.windows(images, row)  # [b, V, UM]
-            found = torch.bmm(windows, scores(q, kernel, windows, tiling, row).transpose(1, 2))  # [b, V, HN]
+            _, scores = _scores(scratch, q, kernel, windows, tiling, row)  # [b, HN, UM]
+            found = torch.bmm(windows, scores.transpose(1, 2))  # [b, V, HN]
             grid.add_tiles(maps, found.view(-1, v, heads, tiling.queries).transpose(1, 2), images, row)
     return output
 
@@ -59,7 +61,7 @@ def backward(
     wide = torch.promote_types(values.dtype, torch.float32)
     of_values = grid.padded_values.new_zeros(grid.padded_values.shape, dtype=wide)
     of_table = torch.zeros_like(table, memory_format=torch.contiguous_format)
-    scores = _Scores(queries)
+    scratch = Scratch(queries)
     for row in range(tiling.y.tiles):
         padded = offset_table(table.to(queries.dtype), tiling, row)
         kernel = padded.view(k, -1)  # [K, UO]
@@ -68,10 +70,10 @@ def backward(
             q = grid.tile_maps(images, row).transpose(1, 2).reshape(-1, k)  # [bHN, K]
             windows = grid.windows(images, row)  # [b, V, UM]
             arriving = gradients.tile_maps(images, row).transpose(1, 2).reshape(windows.shape[0], -1, v)  # [b, HN, V]
-            forward_scores = scores(q, kernel, windows, tiling, row)  # [b, HN, UM]
-            grid.add_windows(of_values, torch.bmm(arriving.transpose(1, 2), forward_scores), images, row)
-            of_scores = torch.bmm(arriving, windows, out=forward_scores)  # no two maps are held at once
-            moved = by_offset(of_scores, scores.offsets, tiling, row)  # [bHN, UO]
+            offsets, scores = _scores(scratch, q, kernel, windows, tiling, row)
+            grid.add_windows(of_values, torch.bmm(arriving.transpose(1, 2), scores), images, row)
+            # Gradients take the place of what they are of.
+            moved = by_offset(torch.bmm(arriving, windows, out=scores), offsets, tiling, row)  # [bHN, UO]
             of_q = (moved @ kernel.T).view(-1, tiling.queries, k)
             grid.add_tiles(query_maps, of_q.transpose(1, 2), images, row)
             of_kernel += q.T @ moved
@@ -79,19 +81,11 @@ def backward(
     return of_queries, grid.cropped(of_values).reshape(batch, v, u, n).to(values.dtype), of_table, of_lambdas
 
 
-class _Scores:
-    """Scores in buffers that are used again: fresh memory of this size costs more to touch than the product does."""
-
-    def __init__(self, like: Tensor) -> None:
-        self.offsets, self.scores = like.new_empty(0), like.new_empty(0)
-
-    def __call__(self, q: Tensor, kernel: Tensor, windows: Tensor, tiling: Tiling, row: int) -> Tensor:
-        """Scores [b, H * N, U * M] of queries [b * H * N, K] by the table [K, U * O], for windows [b, V, U * M]."""
-        self.offsets = _of_shape(self.offsets, (q.shape[0], kernel.shape[1]))
-        self.scores = _of_shape(self.scores, (windows.shape[0], q.shape[0] // windows.shape[0], windows.shape[2]))
-        by_context(torch.mm(q, kernel, out=self.offsets), self.scores, tiling, row)
-        return self.scores
-
-
-def _of_shape(buffer: Tensor, shape: tuple[int, ...]) -> Tensor:
-    return buffer if buffer.shape == shape else buffer.new_empty(shape)
+def _scores(scratch: Scratch, q: Tensor, kernel: Tensor, windows: Tensor, tiling: Tiling, row: int) -> list[Tensor]:
+    """Of queries [b * H * N, K], the table [K, U * O] and windows [b, V, U * M]: scores by offset, [b * H * N, U * O],
+    and by context, [b, H * N, U * M].
+    """
+    count, _, context = windows.shape
+    offsets, scores = scratch((q.shape[0], kernel.shape[1]), (count, q.shape[0] // count, context))
+    by_context(torch.mm(q, kernel, out=offsets), scores, tiling, row)
+    return [offsets, scores]

@@ -23,8 +23,8 @@ from torch import Tensor
 
 from .contraction import content_gradients, content_output
 from .grid import Grid
+from .scratch import Scratch
 from .tiles import Tiling, cached_embeddings, embeddings, embeddings_backward
-from .workspace import workspace
 
 __all__ = ["backward", "forward"]
 
@@ -40,20 +40,20 @@ def forward(
         table: [K, U, Rh, Rw].
         lambdas: [B, K, V] or None.
         tiling: of the grid.
-        cache: keep the embeddings for the next call, and the scratch, as nothing else holds it.
+        cache: keep the embeddings for the next call.
     """
     batch, heads, _, n = queries.shape
     v = values.shape[1]
     grid = Grid(queries, values, tiling)
     output = queries.new_zeros(batch, heads, v, n) if lambdas is None else content_output(queries, lambdas)
     maps = output.view(batch, heads, v, tiling.y.size, tiling.x.size)
+    scratch = Scratch(queries)
     for row, block in _blocks(table, tiling, queries.dtype, cache):
         for images in grid.chunks():
             q = grid.tile_queries(images, row)  # [N, bH, K]
             windows = grid.windows(images, row)  # [b, V, UM]
             count, _, context = windows.shape
-            shapes = ((*q.shape[:2], context), (count, heads, v, context))
-            scores, by_head = workspace(queries, shapes, keep=cache)
+            scores, by_head = scratch((*q.shape[:2], context), (count, heads, v, context))
             torch.bmm(q, block, out=scores)
             repeated = by_head.copy_(windows.unsqueeze(1)).flatten(0, 1)
             if tiling.whole:
@@ -79,7 +79,7 @@ def backward(
     wide = torch.promote_types(values.dtype, torch.float32)
     of_values = grid.padded_values.new_zeros(grid.padded_values.shape, dtype=wide)
     of_table = torch.zeros_like(table, memory_format=torch.contiguous_format)
-    buffer = queries.new_empty(0)
+    scratch = Scratch(queries)
     for row, block in _blocks(table, tiling, queries.dtype, cache=False):
         of_block: Tensor | None = None
         for images in grid.chunks():
@@ -88,7 +88,8 @@ def backward(
             count, _, context = windows.shape
             arriving = gradients.tile_maps(images, row)  # [bH, V, N]
             # The scores first, then their gradient, in the same buffer: no two maps are held at once.
-            buffer = _scores(buffer, q, block)
+            (buffer,) = scratch((*q.shape[:2], context))
+            torch.bmm(q, block, out=buffer)
             by_head = buffer.view(tiling.queries, count, heads, context)
             by_image = arriving.view(count, heads, v, tiling.queries)
             of_windows = queries.new_zeros(count, v, context)
@@ -125,11 +126,3 @@ def _blocks(table: Tensor, tiling: Tiling, dtype: torch.dtype, cache: bool) -> I
 
 def _embeddings(table: Tensor, tiling: Tiling, dtype: torch.dtype, row: int = 0) -> Tensor:
     return embeddings(table.to(dtype), tiling, row)
-
-
-def _scores(buffer: Tensor, queries: Tensor, block: Tensor) -> Tensor:
-    """Scores [N, bH, UM] in a buffer that is used again where it fits."""
-    n, rows, _ = queries.shape
-    if buffer.shape != (n, rows, block.shape[2]):
-        buffer = queries.new_empty(n, rows, block.shape[2])
-    return torch.bmm(queries, block, out=buffer)

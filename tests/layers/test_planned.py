@@ -6,8 +6,6 @@ import itertools
 import logging
 import math
 import pickle
-import threading
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -16,8 +14,8 @@ from torch import nn
 from lambdaresnet_zoo.layers import LambdaLayer, planned, tiles
 from lambdaresnet_zoo.layers.contraction import expand_table, plain_output
 from lambdaresnet_zoo.layers.plan import Plan
+from lambdaresnet_zoo.layers.scratch import Scratch
 from lambdaresnet_zoo.layers.tiles import Tiling, embeddings, embeddings_backward, make_axis
-from lambdaresnet_zoo.layers.workspace import MOST, workspace
 
 NAMES = ("queries", "values", "table", "lambdas")
 
@@ -274,40 +272,12 @@ def test_sums_over_equal_offsets_are_one_on_every_device(queries, context):
     torch.testing.assert_close(tiles._shift_and_sum(pairs), expected)
 
 
-def test_scratch_of_evaluation_is_used_again_and_belongs_to_a_thread():
-    like = torch.zeros(1)
-    with torch.inference_mode():  # what is made first there serves outside, too
-        first, second = workspace(torch.zeros(1, dtype=torch.float64), [(3, 5), (7,)])
-    assert not first.is_inference() and first.shape == (3, 5) and second.shape == (7,)
-    assert first.untyped_storage().data_ptr() == second.untyped_storage().data_ptr()
+def test_scratch_is_used_again_and_what_it_hands_out_at_once_is_apart():
+    scratch = Scratch(torch.zeros(1, dtype=torch.float64))
+    first, second = scratch((3, 5), (7,))
+    assert first.shape == (3, 5) and second.shape == (7,) and first.dtype == torch.float64
     first.fill_(1)
     second.fill_(2)
     assert first.eq(1).all()
-    (again,) = workspace(torch.zeros(1, dtype=torch.float64), [(3, 5)])
-    assert again.data_ptr() == first.data_ptr()
-    (other,) = workspace(like, [(3, 5)])  # of another dtype
-    assert other.data_ptr() != first.data_ptr() and other.dtype == torch.float32
-    large = [(MOST // 4 + 1,)]
-    assert workspace(like, large)[0].data_ptr() != workspace(like, large)[0].data_ptr()
-    own, its = workspace(like, [(3, 5)], keep=False)[0], []
-    assert own.data_ptr() != other.data_ptr()
-    thread = threading.Thread(target=lambda: its.extend(workspace(like, [(3, 5)])))
-    thread.start()
-    thread.join()
-    assert its[0].data_ptr() != other.data_ptr()
-
-
-def test_threads_that_evaluate_at_once_disturb_no_other():
-    layer, _ = layer_and_input()
-    inputs = [torch.randn(2, 8, 4, 5) for _ in range(4)]
-    with torch.no_grad():
-        expected = [layer(x) for x in inputs]
-
-        def evaluate(x):
-            with torch.no_grad():
-                return [layer(x) for _ in range(50)]
-
-        with ThreadPoolExecutor(4) as pool:
-            for outputs, wanted in zip(pool.map(evaluate, inputs), expected, strict=True):
-                for output in outputs:
-                    torch.testing.assert_close(output, wanted)
+    assert scratch((5, 3))[0].data_ptr() == first.data_ptr()
+    assert scratch((100,))[0].shape == (100,)
