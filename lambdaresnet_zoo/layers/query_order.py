@@ -3,8 +3,8 @@
     scores[b,h,n,m] = sum_k q[b,h,n,k] e[n,m,k]        output[b,h,n,v] = sum_m scores[b,h,n,m] v[b,m,v]
 
 The scores are never normalised and never kept: a chunk of images and a tile of queries at a time, they live in
-one buffer that is written, read and overwritten, and the backward pass computes them anew. The content lambda,
-the same for every query, is applied in the same pass.
+one buffer that is written, read and overwritten, and the backward pass computes them anew. Forward, the content
+lambda is K more positions of context, whose scores are the queries themselves: the output is written once.
 
 Shapes: B batch, N query positions, M context positions, K query depth,
 V value depth, U intra-depth, H heads.
@@ -21,7 +21,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from .contraction import content_gradients, content_output
+from .contraction import content_gradients
 from .grid import Grid
 from .scratch import Scratch
 from .tiles import Tiling, cached_embeddings, embeddings, embeddings_backward
@@ -45,19 +45,23 @@ def forward(
     batch, heads, _, n = queries.shape
     v = values.shape[1]
     grid = Grid(queries, values, tiling)
-    output = queries.new_zeros(batch, heads, v, n) if lambdas is None else content_output(queries, lambdas)
+    output = (queries.new_empty if tiling.whole else queries.new_zeros)(batch, heads, v, n)
     maps = output.view(batch, heads, v, tiling.y.size, tiling.x.size)
     scratch = Scratch(queries)
-    for row, block in _blocks(table, tiling, queries.dtype, cache):
+    for row, block in _blocks(table, tiling, queries.dtype, cache, content=lambdas is not None):
         for images in grid.chunks():
             q = grid.tile_queries(images, row)  # [N, bH, K]
             windows = grid.windows(images, row)  # [b, V, UM]
             count, _, context = windows.shape
-            scores, by_head = scratch((*q.shape[:2], context), (count, heads, v, context))
+            scores, by_head = scratch((*q.shape[:2], block.shape[2]), (count, heads, v, block.shape[2]))
             torch.bmm(q, block, out=scores)
-            repeated = by_head.copy_(windows.unsqueeze(1)).flatten(0, 1)
+            by_head[..., :context] = windows.unsqueeze(1)
+            if lambdas is not None:  # of an image, for each of its tiles and heads
+                of_image = by_head.view(-1, tiling.x.tiles, heads, v, block.shape[2])
+                of_image[..., context:] = lambdas[images].transpose(1, 2)[:, None, None]
+            repeated = by_head.flatten(0, 1)
             if tiling.whole:
-                output[images].view(-1, v, n).baddbmm_(repeated, scores.permute(1, 2, 0))
+                torch.bmm(repeated, scores.permute(1, 2, 0), out=output[images].view(-1, v, n))
             else:
                 grid.add_tiles(maps, torch.bmm(repeated, scores.permute(1, 2, 0)), images, row)
         del block  # before the next is built
@@ -114,15 +118,17 @@ def backward(
     return of_queries, grid.cropped(of_values).reshape(batch, v, u, n).to(values.dtype), of_table, of_lambdas
 
 
-def _blocks(table: Tensor, tiling: Tiling, dtype: torch.dtype, cache: bool) -> Iterator[tuple[int, Tensor]]:
-    """Rows of tiles, each with its embeddings [N, K, U * M]."""
+def _blocks(
+    table: Tensor, tiling: Tiling, dtype: torch.dtype, cache: bool, content: bool = False
+) -> Iterator[tuple[int, Tensor]]:
+    """Rows of tiles, each with its embeddings [N, K, U * M], or [N, K, U * M + K] with content."""
     build = cached_embeddings if cache else _embeddings
     if tiling.shared:
-        block = build(table, tiling, dtype)
+        block = build(table, tiling, dtype, 0, content)
         yield from ((row, block) for row in range(tiling.y.tiles))
     else:
-        yield from ((row, build(table, tiling, dtype, row)) for row in range(tiling.y.tiles))
+        yield from ((row, build(table, tiling, dtype, row, content)) for row in range(tiling.y.tiles))
 
 
-def _embeddings(table: Tensor, tiling: Tiling, dtype: torch.dtype, row: int = 0) -> Tensor:
-    return embeddings(table.to(dtype), tiling, row)
+def _embeddings(table: Tensor, tiling: Tiling, dtype: torch.dtype, row: int, content: bool) -> Tensor:
+    return embeddings(table.to(dtype), tiling, row, content)

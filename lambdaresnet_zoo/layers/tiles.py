@@ -108,13 +108,15 @@ def make_axis(size: int, extent: int, tile: int, padded: bool = True) -> Axis:
     return Axis(size, tile, -(-size // tile), extent // 2, padded)
 
 
-def embeddings(table: Tensor, tiling: Tiling, row: int = 0) -> Tensor:
-    """Embeddings [N, K, U * M] of one tile.
+def embeddings(table: Tensor, tiling: Tiling, row: int = 0, content: bool = False) -> Tensor:
+    """Embeddings [N, K, U * M] of one tile; with content [N, K, U * M + K].
 
     Args:
         table: [K, U, Rh, Rw].
         tiling: of the grid.
         row: of tiles, which counts where the rows are not padded.
+        content: append the identity, by which the scores of K more positions of context are the queries: those of the
+            content lambda.
     """
     y, x = tiling.y, tiling.x
     height, width = y.extent(row), x.extent(0)
@@ -126,7 +128,11 @@ def embeddings(table: Tensor, tiling: Tiling, row: int = 0) -> Tensor:
     view = padded.as_strided(
         (y.tile, x.tile, k, u, height, width), (step[2], step[3], step[0], step[1], step[2], step[3])
     )
-    return view.reshape(tiling.queries, k, u * height * width).flip(0)
+    rows = view.reshape(tiling.queries, k, u * height * width).flip(0)
+    if not content:
+        return rows
+    identity = torch.eye(k, dtype=table.dtype, device=table.device)
+    return torch.cat([rows, identity.expand(tiling.queries, k, k)], 2)
 
 
 def embeddings_backward(gradient: Tensor, table: Tensor, tiling: Tiling, row: int = 0) -> Tensor:
@@ -216,14 +222,14 @@ class _Kept:
 
     def __init__(self, table: Tensor) -> None:
         self.table = table.detach().clone()
-        self.blocks: OrderedDict[tuple[Tiling, torch.dtype], dict[int, Tensor]] = OrderedDict()
+        self.blocks: OrderedDict[tuple[Tiling, torch.dtype, bool], dict[int, Tensor]] = OrderedDict()
 
 
 _KEPT = WeakTensorKeyDictionary()
 _LOCK = threading.Lock()
 
 
-def cached_embeddings(table: Tensor, tiling: Tiling, dtype: torch.dtype, row: int = 0) -> Tensor:
+def cached_embeddings(table: Tensor, tiling: Tiling, dtype: torch.dtype, row: int = 0, content: bool = False) -> Tensor:
     """:func:`embeddings` in a dtype, built once for each tiling for as long as the table lives and stays as it is.
 
     Nothing of it is in a module, so it is neither saved, copied nor moved. The table is compared with what the
@@ -231,15 +237,15 @@ def cached_embeddings(table: Tensor, tiling: Tiling, dtype: torch.dtype, row: in
     device, so on others than the CPU, which build them fast, nothing is kept; nor inside a compiled graph.
     """
     if type(table) not in (Tensor, nn.Parameter) or table.device.type != "cpu" or torch.compiler.is_compiling():
-        return embeddings(table.to(dtype), tiling, row)
-    key = (Tiling(tiling.y, tiling.x, 0), dtype)
+        return embeddings(table.to(dtype), tiling, row, content)
+    key = (Tiling(tiling.y, tiling.x, 0), dtype, content)
     with _LOCK:
         kept = _KEPT.get(table)
         if kept is None or kept.table.dtype != table.dtype or not torch.equal(kept.table, table):
             kept = _KEPT[table] = _Kept(table)
         blocks = kept.blocks.setdefault(key, {})
         if row not in blocks:
-            blocks[row] = embeddings(table.detach().to(dtype), tiling, row)
+            blocks[row] = embeddings(table.detach().to(dtype), tiling, row, content)
         kept.blocks.move_to_end(key)
         while len(kept.blocks) > CACHED_SIZES:
             kept.blocks.popitem(last=False)
