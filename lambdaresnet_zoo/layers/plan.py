@@ -175,10 +175,11 @@ def candidates(
     # Half precision is contracted in float32 on a CPU, which has no fast products of it.
     size = 4 if device == "cpu" else dtype.itemsize
     scratch = min(costs["scratch_mib"]["training" if training else "forward"] * MIB, _budget(device, memory))
+    lambdas = min(scratch, costs["scratch_mib"].get("lambdas", math.inf) * MIB)  # which are read more often than scores
     plans = []
     for order in IMPLEMENTATIONS:
         for tiling in _tilings(shape, size, scratch) if order == "query" else (None,):
-            chunk = tiling.chunk if tiling else _chunk(shape, order, size, scratch)
+            chunk = tiling.chunk if tiling else _chunk(shape, order, size, lambdas)
             plan = Plan(order, tiling, chunk, math.inf, _memory(shape, order, tiling, chunk, size, training))
             coefficients = costs["training" if training else "forward"].get(plan.method)
             note = ""

@@ -54,9 +54,9 @@ SLOWEST = 0.5  # seconds predicted, beyond which a candidate is not run
 FURTHEST = 2.0  # times the fastest of its order, by the costs that there are, beyond which one is not run
 MOST = {"cpu": 24}  # of one order and shape that are run, those predicted to be fastest; all where nothing is
 MOST_ELSEWHERE = 12
-# MiB of a chunk's scores, which should stay in cache, forward and in training; and in all.
-SCRATCH = {"cpu": (12, 3, 256)}
-OTHER = (256, 256, 1024)
+# MiB of a chunk's scores, which should stay in cache, forward and in training, and of its lambdas; and in all.
+SCRATCH = {"cpu": (12, 3, 6, 256)}
+OTHER = (256, 256, 256, 1024)
 
 
 def explain(
@@ -143,10 +143,10 @@ def fit(path: Path, device: str = "cpu", dtype: str = "float32", progress: bool 
     except (RuntimeError, AssertionError, OSError, ValueError) as error:
         raise UserError(f"cannot fit for '{device}': {first_line(error)}") from error
     kind = torch.device(device).type
-    forward, training, memory = SCRATCH.get(kind, OTHER)
+    forward, training, lambdas, memory = SCRATCH.get(kind, OTHER)
     found: dict[str, Any] = {
         "measured": f"on {_machine(device)}, {dtype}, torch {torch.__version__}",
-        "scratch_mib": {"forward": forward, "training": training},
+        "scratch_mib": {"forward": forward, "training": training, "lambdas": lambdas},
         "memory_mib": memory,
     }
     shown = sys.stderr.isatty() if progress is None else progress
