@@ -36,7 +36,7 @@ MIB = 2**20
 NOT_MEASURED = "not measured on this kind of device"
 NEAR = 1.05
 """In training of several images, of plans that take at most so many times as long as the fastest, the leanest is taken:
-predictions are no more exact than that, and memory is. (At 1.15 training at 14 pixels and batch 8 took a tenth longer.)"""
+predictions are no more exact than that, and memory is."""
 
 
 @dataclass(frozen=True)
