@@ -60,7 +60,9 @@ def check_run(path: Path, state: Mapping[str, Any], run: Mapping[str, Any]) -> N
         UserError: something is not; the message names all that is not.
     """
     other = [
-        f"{key} {state.get(key)} there, {value} here" for key, value in run.items() if state.get(key, None) != value
+        f"{key} {state.get(key, 'not set')} there, {run.get(key, 'not set')} here"
+        for key in (*run, *(key for key in state if key not in run))
+        if state.get(key) != run.get(key)
     ]
     if other:
         raise UserError(f"{path} is of another run: {'; '.join(other)}; give another --output")

@@ -27,7 +27,8 @@ PARTS = ("base", "summary", "source", "options", "notes", "models", "like")
 OF_A_RUN = (
     *("model", "model_kwargs", "output", "resume", "recipe", "dry_run", "sources", "progress", "data", "dataset"),
     *("train_split", "val_split", "val_data", "class_map", "input_key", "target_key", "num_classes"),
-    *("train_num_samples", "val_num_samples", "pseudo_labels", "initial_checkpoint", "device", "workers"),
+    *("train_num_samples", "val_num_samples", "pseudo_labels", "pseudo_data", "initial_checkpoint", "device"),
+    "workers",
 )
 """Options that a recipe does not set: what is trained, on what, where."""
 

@@ -188,7 +188,7 @@ def _resolve(source: Source, wanted: tuple[str, ...]) -> tuple[str, str, str]:
 
 def _of_file(path: Path, split: str) -> tuple[str, str, str]:
     if path.suffix == ".parquet":
-        raise UserError(f"{path} is one file: give the folder that it is in, and --split {path.stem.split('-')[0]}")
+        raise UserError(f"{path} is one file: give the folder that it is in, and {_option(path.stem.split('-')[0])}")
     if path.suffix != ".tar":
         raise UserError(f"{path}: neither a folder nor a .tar; give one of these, or name the data with --dataset")
     if _is_webdataset(path):
@@ -244,6 +244,11 @@ def _quiet() -> None:
     datasets.logging.set_verbosity(logging.CRITICAL)
 
 
+def _option(split: str = "") -> str:
+    """How a split is named."""
+    return f"--split {split}".rstrip() + " (train: --train-split, --val-split)"
+
+
 def _first_known(path: object, splits: list[str], wanted: tuple[str, ...]) -> str:
     known = [split for split in wanted if split in splits]
     if not known:
@@ -284,7 +289,7 @@ def _split_tars(path: Path, tars: list[str], split: str, wanted: tuple[str, ...]
     known = [name for name in wanted if name in found]
     if "" not in found and known:
         return [name for name in tars if splits[name] == known[0]]
-    raise UserError(f"{path} has tars that are not all of one split ({_few(tars)}): name a split with --split")
+    raise UserError(f"{path} has tars that are not all of one split ({_few(tars)}): name a split with {_option()}")
 
 
 def _split_words(name: str) -> str:

@@ -53,11 +53,12 @@ def batches(
     workers = min(options.workers, shards)  # each has shards of its own
     while step < plan.steps:
         epoch, done = divmod(step, plan.steps_per_epoch)
-        skip = done * options.grad_accum_steps
+        # The loader asks its workers in turn, from the first on: all pass over as many, and the rest is dropped here.
+        skip, rest = divmod(done * options.grad_accum_steps, max(1, workers))
         stream = TrainStream(data.reader, transform, options.seed, options.batch_size, epoch, skip)
         data.reader.set_loader_cfg(num_workers=workers)
         loader = DataLoader(stream, num_workers=workers, **common)
-        yield from islice(loader, plan.steps_per_epoch * options.grad_accum_steps - skip)
+        yield from islice(loader, rest, rest + (plan.steps_per_epoch - done) * options.grad_accum_steps)
         step = (epoch + 1) * plan.steps_per_epoch
 
 

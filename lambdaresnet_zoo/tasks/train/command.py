@@ -5,10 +5,12 @@ None has a default here: what is not given comes from the recipe, and then from 
 
 import argparse
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 from ...arguments import count, keyword, natural, number, share
-from .options import TrainOptions, resolve
+from ...errors import UserError
+from .options import ARGS, TrainOptions, resolve
 
 __all__ = ["add_arguments", "run"]
 
@@ -35,8 +37,11 @@ def run(options: argparse.Namespace) -> int:
     given = {name: value for name, value in vars(options).items() if name in names}
     if isinstance(given.get("model_kwargs"), list):
         given["model_kwargs"] = dict(given["model_kwargs"])
-    if not given.get("model") and not (given.get("resume") == "" and given.get("output")):
+    goes_on = given.get("resume") == "" and given.get("output")
+    if not given.get("model") and not goes_on:
         options.parser.error("give --model NAME, or --resume to continue the run in --output FOLDER")
+    if not given.get("model") and not Path(given["output"], ARGS).is_file():
+        raise UserError(f"--output {given['output']} holds no run to continue; check the name, or begin with --model")
     given.setdefault("output", f"runs/{given.get('model', '').rsplit('/', 1)[-1].replace(':', '-')}")
     from .run import train
 
@@ -96,6 +101,7 @@ def _add_data(add: _Group) -> None:
     add("--train-num-samples", type=count, metavar="N", help="images in a stream whose length is not known")
     add("--val-num-samples", type=count, metavar="N", help="the same for evaluation")
     add("--pseudo-labels", metavar="FOLDER", help="what the command label wrote, to train on too")
+    add("--pseudo-data", metavar="PATH", help="where the images of these labels are (where they were)")
     add("--pseudo-ratio", type=number, metavar="X", help="pseudo-labelled images for each labelled one")
     add.flag("--skip-bad", help="replace images that cannot be decoded by others, and count them")
     add.flag("--check-images", help="decode every image before training (if they are a few thousand)")
@@ -135,7 +141,7 @@ def _add_optimiser(add: _Group) -> None:
 
 
 def _add_schedule(add: _Group) -> None:
-    add("--sched", metavar="NAME", help="cosine, tanh, step, multistep, plateau, poly, wsd, none")
+    add("--sched", metavar="NAME", help="cosine, tanh, step, multistep, plateau, poly, wsd, rsqrt, constant, none")
     add.flag("--sched-on-updates", help="change the rate with each update, not each epoch (yes)")
     add("--lr", type=number, metavar="X", help="learning rate (from --lr-base)")
     add("--lr-base", type=number, metavar="X", help="learning rate at --lr-base-size")
@@ -153,14 +159,15 @@ def _add_schedule(add: _Group) -> None:
     add.flag("--warmup-prefix", help="the warm-up comes before the epochs of the schedule")
     add("--min-lr", type=number, metavar="X", help="at the end")
     add("--decay-milestones", type=count, nargs="+", metavar="N", help="epochs, for multistep")
-    add("--decay-epochs", type=number, metavar="N", help="between decays")
+    add("--decay-epochs", type=number, metavar="N",
+        help="between decays (90); of wsd and rsqrt, those of the decay (a fifth)")  # fmt: skip
     add("--decay-rate", "--dr", type=number, metavar="X", help="of a decay")
     add("--cooldown-epochs", type=natural, metavar="N", help="at the last rate, after the schedule")
     add("--patience-epochs", type=natural, metavar="N", help="without progress, for plateau")
 
 
 def _add_augmentation(add: _Group) -> None:
-    add.flag("--no-aug", help="no augmentation")
+    add("--no-aug", action="store_true", help="no augmentation")
     add("--train-crop-mode", choices=["rrc", "rkrc", "rkrr", "pad"],
         help="random crops: resized, two that keep the ratio, or of the padded image (rrc)")  # fmt: skip
     add("--train-crop-padding", type=natural, metavar="N", help="pixels, with pad")

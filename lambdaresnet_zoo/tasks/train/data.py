@@ -135,6 +135,7 @@ def _open_validation(
     if found.classes:
         known = {label: number for number, label in enumerate(classes)}
         targets = _targets(dataset)
+        _check_labels(name, targets)
         used = set(range(len(found.classes)) if targets is None else targets)
         missing = next((label for n, label in enumerate(found.classes) if n in used and label not in known), None)
         if missing is not None:
@@ -142,6 +143,7 @@ def _open_validation(
         places = [known.get(label, -1) for label in found.classes]
     else:
         targets = _targets(dataset)
+        _check_labels(name, targets)
         if targets and max(targets) >= len(classes):
             raise UserError(f"{name} has a class {max(targets)}, and those trained on run from 0 to {len(classes) - 1}")
     images = IndexedPairs(dataset, range(len(dataset)), places, process, processes)
@@ -157,7 +159,7 @@ def add_pseudo_labels(data: TrainData, options: TrainOptions) -> None:
     from .pseudo import mixed_dataset, read_pseudo_labels
 
     assert data.images is not None
-    labels = read_pseudo_labels(options.pseudo_labels, data.classes)
+    labels = read_pseudo_labels(options.pseudo_labels, data.classes, options.pseudo_data)
     mixed = mixed_dataset(data.images, labels, options.pseudo_ratio, options.seed)
     data.images, data.soft, data.pseudo = mixed, labels.soft, len(mixed) - data.count
     data.count = len(mixed)
@@ -197,13 +199,17 @@ def _check_folders(root: Path) -> None:
             raise UserError(f"{folder}: the class '{folder.name}' has no image; add some, or remove the folder")
 
 
+def _check_labels(name: str, targets: list[int] | None) -> None:
+    if targets and min(targets) < 0:
+        raise UserError(f"{name}: an image has the class {min(targets)}: this split has no labels; name another")
+
+
 def _check_targets(name: str, classes: tuple[str, ...], targets: list[int] | None) -> None:
     if len(classes) == 1 or (targets is not None and len(set(targets)) == 1):
         raise UserError(f"{name} has only one class ('{classes[0]}'); a classifier needs at least 2")
+    _check_labels(name, targets)
     if targets is None:
         return
-    if min(targets) < 0:
-        raise UserError(f"{name}: an image has the class {min(targets)}: this split has no labels")
     if max(targets) >= len(classes):
         raise UserError(f"{name}: an image has the class {max(targets)}; there are {len(classes)}: see --num-classes")
     counts = Counter(targets)

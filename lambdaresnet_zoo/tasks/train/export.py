@@ -102,7 +102,7 @@ def draw(output: Path, confusion: torch.Tensor | None, classes: tuple[str, ...])
             draw_curves(rows, output / CURVES)
         if confusion is not None:
             table = [
-                {"true": name, **dict(zip(classes, counts, strict=True))}
+                {"true / predicted": name, **dict(zip(classes, counts, strict=True))}
                 for name, counts in zip(classes, confusion.tolist(), strict=True)
             ]
             write_rows(output / f"{CONFUSION}.csv", table)

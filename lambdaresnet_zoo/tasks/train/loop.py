@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from timm.models import model_parameters
 from timm.utils import dispatch_clip_grad
 from torch import Tensor
 from tqdm import tqdm
@@ -111,13 +112,14 @@ class Training(TrainState):
         progress.evaluated = True
         if figures:
             name = f"eval_{options.eval_metric}"
-            if not progress.best or is_better(figures[name], progress.best[name], options.eval_metric):
+            if is_better(figures[name], progress.best.get(name), options.eval_metric):
                 progress.best = {key: float(number) for key, number in row.items()}
                 state = self.states.model(self.evaluated_network)
                 if self.place.is_first:
                     self.write(self.place.output / BEST, {"model": state, "row": progress.best})
         if options.sched == "plateau":
-            metric = figures.get(f"eval_{options.eval_metric}", row["train_loss"])
+            # Without a figure the rate stays as it is, but for the warm-up.
+            metric = row["train_loss"] if evaluate is None else figures.get(f"eval_{options.eval_metric}")
             self.schedule.step(epochs, metric)
         if self.place.is_first:
             self._log_epoch(row)
@@ -152,7 +154,8 @@ class Training(TrainState):
             total += loss.detach().float() / passes
         if options.clip_grad:
             self.scaler.unscale_(self.optimizer)
-            parameters = [parameter for parameter in self.model.parameters() if parameter.grad is not None]
+            clipped = model_parameters(self.model, exclude_head=options.clip_mode == "agc")  # as timm's train.py
+            parameters = [parameter for parameter in clipped if parameter.grad is not None]
             dispatch_clip_grad(parameters, value=options.clip_grad, mode=options.clip_mode)
         self.scaler.step(self.optimizer)
         self.scaler.update()

@@ -13,8 +13,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ...conversion.config import class_names
 from ...errors import UserError, first_line
-from ...registry import check_name
+from ...registry import check_name, is_own
 from ...weights import hub
+from ...weights.reading import check_values, read_checkpoint
 from ..loading import SOURCES, load_model
 from .options import TrainOptions
 
@@ -24,7 +25,8 @@ __all__ = ["Freezing", "build_model", "input_config", "stages"]
 def build_model(options: TrainOptions, classes: Sequence[str]) -> nn.Module:
     """The network on the CPU, initialised by the seed, or with the weights that fine-tuning starts from.
 
-    A classifier is kept only where its classes are known, and are those of the data in their order.
+    A classifier is kept only where its classes are known, and are those of the data in their order; that of
+    ``initial_checkpoint``, of which they are not known, where there are as many.
 
     Args:
         options: which network.
@@ -42,9 +44,8 @@ def build_model(options: TrainOptions, classes: Sequence[str]) -> nn.Module:
     if options.gp:
         arguments["global_pool"] = options.gp
     if options.initial_checkpoint:
-        loaded: Any = load_model(name, options.initial_checkpoint)
-        overlay = {"state_dict": loaded.state_dict(), "num_classes": loaded.num_classes}
-        arguments["pretrained_cfg_overlay"] = overlay  # timm's own way, which drops a classifier of other classes
+        # Timm's own way, which drops a classifier of another number of classes.
+        arguments["pretrained_cfg_overlay"] = _given_weights(name, options.initial_checkpoint)
     torch.manual_seed(options.seed)
     try:
         with hub.quiet():
@@ -64,6 +65,18 @@ def build_model(options: TrainOptions, classes: Sequence[str]) -> nn.Module:
         except (AssertionError, AttributeError) as error:
             raise UserError(f"model '{name}' has no --grad-checkpointing") from error
     return model
+
+
+def _given_weights(name: str, checkpoint: str) -> dict[str, Any]:
+    """What timm is told in place of a model's own weights: those of a file, and of how many classes they are."""
+    if name.startswith(SOURCES) or is_own(name):
+        loaded: Any = load_model(name, checkpoint)
+        return {"state_dict": loaded.state_dict(), "num_classes": loaded.num_classes}
+    state = read_checkpoint(checkpoint).state
+    check_values(checkpoint, state)
+    classifiers: Any = timm.get_pretrained_cfg(name).classifier
+    first = classifiers if isinstance(classifiers, str) else classifiers[0]
+    return {"state_dict": state, "num_classes": len(state.get(f"{first}.weight", ()))}
 
 
 def input_config(model: nn.Module, options: TrainOptions) -> dict[str, Any]:

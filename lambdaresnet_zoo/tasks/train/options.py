@@ -42,8 +42,8 @@ CONDITIONS = (
         "skip_bad",
         "check_images",
     ),
-    *("data", "val_data", "pseudo_labels", "grad_checkpointing", "channels_last", "torchcompile", "batch_size"),
-    *("grad_accum_steps", "initial_checkpoint", "lr_base", "lr_base_size", "lr_base_scale"),
+    *("data", "val_data", "pseudo_labels", "pseudo_data", "grad_checkpointing", "channels_last", "torchcompile"),
+    *("batch_size", "grad_accum_steps", "initial_checkpoint", "lr_base", "lr_base_size", "lr_base_scale"),
 )
 
 
@@ -76,6 +76,8 @@ class TrainOptions:
     train_num_samples: int | None = None
     val_num_samples: int | None = None
     pseudo_labels: str = ""
+    pseudo_data: str = ""
+    """Where the images of the labels are now; by default where they were."""
     pseudo_ratio: float = 1.0
     """Pseudo-labelled images for each labelled one."""
     skip_bad: bool = False
@@ -127,11 +129,12 @@ class TrainOptions:
     lr_cycle_limit: int = 1
     lr_k_decay: float = 1.0
     warmup_lr: float = 1e-5
-    warmup_epochs: float = 5
+    warmup_epochs: float = 5.0
     warmup_prefix: bool = False
     min_lr: float = 0.0
     decay_milestones: list[int] = field(default_factory=lambda: [90, 180, 270])
-    decay_epochs: float = 90
+    decay_epochs: float | None = None
+    """timm's: 90, and for wsd and rsqrt a fifth of the schedule."""
     decay_rate: float = 0.1
     cooldown_epochs: int = 0
     patience_epochs: int = 10
@@ -203,9 +206,16 @@ class TrainOptions:
     def identity(self) -> dict[str, str]:
         """What makes the run the run that it is: a checkpoint of another one cannot be continued."""
         return {
-            entry.name: repr(value) for entry in fields(self) if entry.name not in CONDITIONS
+            entry.name: repr(_as_written(value)) for entry in fields(self) if entry.name not in CONDITIONS
             if (value := getattr(self, entry.name)) not in (None, "", [], {})
         }  # fmt: skip
+
+
+def _as_written(value: Any) -> Any:
+    """A value as it comes back from the file of a run."""
+    if isinstance(value, dict):
+        return {key: _as_written(item) for key, item in value.items()}
+    return [_as_written(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def resolve(given: Mapping[str, Any], assignments: list[str] | None = None) -> TrainOptions:

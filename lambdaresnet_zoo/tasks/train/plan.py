@@ -15,6 +15,7 @@ from .options import TrainOptions
 
 __all__ = ["Plan", "fit_batch", "make_optimizer", "make_plan", "make_schedule"]
 
+SCHEDULES = ("cosine", "tanh", "step", "multistep", "plateau", "poly", "wsd", "rsqrt", "constant")  # timm's
 AVERAGED = ("ada", "lamb")  # names of optimisers whose rate follows the root of the batch, as in timm's train.py
 
 
@@ -69,9 +70,8 @@ def make_plan(options: TrainOptions, data: TrainData, processes: int) -> Plan:
     if not lr:
         raise UserError("--lr 0 trains nothing")
     steps = data.count // batch
-    epochs = options.epochs + options.cooldown_epochs
-    if options.warmup_prefix:
-        epochs += round(options.warmup_epochs)
+    stand_in = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=lr)  # the schedule alone knows how long it is
+    _, epochs = make_schedule(stand_in, options, steps)
     return Plan(batch, steps, epochs, lr)
 
 
@@ -88,27 +88,33 @@ def make_optimizer(model: nn.Module, options: TrainOptions, plan: Plan) -> torch
         raise UserError(f"--opt '{options.opt}': {first_line(error)}") from error
 
 
-def make_schedule(optimizer: torch.optim.Optimizer, options: TrainOptions, plan: Plan) -> Any:
-    """Timm's schedule of the learning rate; None where it stays as it is.
+def make_schedule(
+    optimizer: torch.optim.Optimizer, options: TrainOptions, steps_per_epoch: int, evaluated: bool = True
+) -> tuple[Any, int]:
+    """Timm's schedule of the learning rate, None where it stays as it is, and the epochs of a run by it.
+
+    Args:
+        optimizer: whose rate it sets.
+        options: of the schedule.
+        steps_per_epoch: updates.
+        evaluated: whether there are figures for ``plateau`` to look at; else it looks at the training loss.
 
     Raises:
         UserError: timm has none of this name, or it is longer than the run.
     """
-    arguments = scheduler_kwargs(options)
+    if options.sched.lower() in ("", "none"):
+        return None, options.epochs
+    arguments = scheduler_kwargs(options, decreasing_metric=None if evaluated else True)
     if options.sched == "plateau":  # it looks at each epoch's figures
         arguments["step_on_epochs"] = True
     if options.warmup_epochs >= options.epochs and not options.warmup_prefix:
         raise UserError(
             f"--warmup-epochs {options.warmup_epochs:g} leave nothing of --epochs {options.epochs}; give fewer"
         )
-    if options.sched.lower() in ("", "none"):
-        return None
+    if options.sched not in SCHEDULES:
+        raise UserError(f"unknown --sched '{options.sched}'; there are {', '.join(SCHEDULES)}, none")
     try:
-        schedule, _ = create_scheduler_v2(optimizer, updates_per_epoch=plan.steps_per_epoch, **arguments)
+        schedule, epochs = create_scheduler_v2(optimizer, updates_per_epoch=steps_per_epoch, **arguments)
     except (ValueError, AssertionError, TypeError) as error:
         raise UserError(f"--sched '{options.sched}': {first_line(error)}") from error
-    if schedule is None:
-        raise UserError(
-            f"unknown --sched '{options.sched}'; there are cosine, tanh, step, multistep, plateau, poly, wsd"
-        )
-    return schedule
+    return schedule, int(epochs)

@@ -65,6 +65,6 @@ def append_row(path: Path, row: dict[str, Any]) -> None:
         raise UserError(f"{path} cannot be written ({error.strerror}); make room, then --resume") from error
 
 
-def is_better(value: float, best: float, metric: str) -> bool:
-    """Whether a figure is better than the best so far."""
-    return math.isfinite(value) and (value < best if metric == "loss" else value > best)
+def is_better(value: float, best: float | None, metric: str) -> bool:
+    """Whether a figure is better than the best so far, if there is one."""
+    return math.isfinite(value) and (best is None or (value < best if metric == "loss" else value > best))

@@ -1,6 +1,7 @@
 """The command `train`: data, network, loop, what is left in the end; alone or under torchrun."""
 
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ import torch
 from torch import nn
 
 from ...errors import UserError, first_line
+from ...weights.files import write_whole
 from ..checkpoints import LAST, Diverged, read_state
 from ..loading import usable_device
 from ..processes import SharedError, take_part, together
@@ -24,14 +26,16 @@ from .evaluation import evaluate, figures
 from .export import draw, export_model
 from .loop import Training
 from .model import build_model, input_config
-from .options import TrainOptions, write_args
+from .options import ARGS, TrainOptions, write_args
 from .plan import fit_batch, make_plan
-from .records import BEST, Place
+from .records import BEST, STEPS, SUMMARY, Place
 from .report import describe
 from .transforms import OnDevice, build_transform
 
 __all__ = ["train"]
 
+SEEDS = 2**32
+"""What NumPy takes."""
 LOST = ("gloo", "nccl", "connection", "peer", "timed out", "socket")
 """Words of errors that another process's end causes."""
 
@@ -74,7 +78,7 @@ def train(options: TrainOptions) -> int:
                 f"device '{device}' is out of memory; use a smaller --batch-size with --grad-accum-steps, "
                 "--grad-checkpointing or --amp"
             ) from error
-        except RuntimeError as error:
+        except (RuntimeError, ValueError) as error:
             raise run.explained(error) from error
 
 
@@ -99,6 +103,11 @@ def _determined(options: TrainOptions, device: torch.device) -> Iterator[None]:
 def _check(options: TrainOptions, place: Place) -> None:
     """What can be told before data and network are looked at."""
     usable_device(place.device)
+    if not 0 <= options.seed < SEEDS:
+        raise UserError(f"--seed {options.seed} is not below {SEEDS}")
+    if options.val_fraction and (options.val_data or options.val_split):
+        given = "--val-data" if options.val_data else "--val-split"
+        raise UserError(f"--val-fraction and {given} both say what to evaluate on; leave one of them out")
     if options.fsdp and place.processes == 1:
         raise UserError("--fsdp shares out a network among processes: start them by torchrun --nproc-per-node N")
     if options.fsdp and (options.freeze_epochs or options.clip_mode == "agc"):
@@ -112,7 +121,8 @@ def _check(options: TrainOptions, place: Place) -> None:
             from torch.utils.tensorboard import SummaryWriter  # noqa: F401
         except ImportError as error:
             raise UserError('--tensorboard needs tensorboard: pip install "lambdaresnet-zoo[train]"') from error
-    if place.is_first and options.resume is None and (place.output / LAST).exists() and not options.dry_run:
+    own = options.resume == "" or (options.resume and Path(options.resume).parent.resolve() == place.output.resolve())
+    if place.is_first and not own and (place.output / LAST).exists() and not options.dry_run:
         raise UserError(f"{place.output} holds a run; continue it with --resume, or give another --output")
 
 
@@ -157,9 +167,23 @@ class _Run:
         sys.stdout.flush()
 
     def _claim(self) -> None:
-        """Take the output folder for this run."""
-        if self.place.is_first:
-            _check_output(self.place.output, self.options)
+        """Take the output folder for this run, with what a checkpoint of another folder has beside it."""
+        if not self.place.is_first:
+            return
+        output = self.place.output
+        _check_output(output, self.options)
+        for name in (LAST, BEST, STEPS, SUMMARY, ARGS):  # what a killed process was writing
+            for left in output.glob(f".{name}.*.tmp"):
+                left.unlink(missing_ok=True)
+        resumed = Path(self.options.resume) if self.options.resume else output / LAST
+        if resumed.parent.resolve() == output.resolve():
+            return
+        try:
+            for source, name in ((resumed, LAST), *((resumed.parent / name, name) for name in (BEST, STEPS, SUMMARY))):
+                if source.exists():
+                    write_whole(output / name, partial(shutil.copyfile, source))
+        except OSError as error:
+            raise UserError(f"{output} cannot take over {resumed}: {error.strerror}; make room") from error
 
     def _build(self) -> Training:
         options, place, data = self.options, self.place, self.data
@@ -270,10 +294,13 @@ class _Run:
             )
         return f"{'; '.join(parts)}; local-dir:{folder}"
 
-    def explained(self, error: RuntimeError) -> Exception:
+    def explained(self, error: Exception) -> Exception:
         """What kept a run from going on, in one line; the error itself where that is not known."""
         text = first_line(error)
         known = text.lower()
+        if "more than 1 value per channel" in known:
+            size = f"--batch-size {self.options.batch_size}"
+            return UserError(f"{size}: batch norm takes more than one value of each channel; give 2, or --freeze-bn")
         if "dataloader worker" in known:
             return UserError(f"a process that loads images has ended ({text}); use fewer --workers, then --resume")
         if self.place.processes > 1 and any(word in known for word in LOST):

@@ -5,6 +5,7 @@
 """
 
 import random
+from collections import deque
 from collections.abc import Iterator, Sequence
 from itertools import count
 from typing import Any, NamedTuple, Protocol
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 from timm.data.loader import fast_collate
 from torch import Tensor
-from torch.utils.data import Dataset, get_worker_info
+from torch.utils.data import Dataset
 
 from ...errors import UserError, first_line
 from ..images import image_problem
@@ -141,11 +142,13 @@ class TrainSamples(Dataset[Any]):
                 return None, 0, problems, f"{self.images.name(index)}: {error}"
             except Exception as error:  # a decoder may raise anything on a damaged file
                 problems.append((self.images.name(index), image_problem(error)))
-        return None, 0, problems, f"{len(problems)} images in a row cannot be decoded, from {problems[0][0]} on"
+        return None, 0, problems, _in_a_row(problems)
 
 
 class TrainStream(StreamedImages):
     """Samples of a process's shards of webdataset, shuffled, without end; the shards in another order in each pass.
+
+    An image that cannot be read is replaced by the next one, which comes in its own place too, and reported.
 
     Args:
         reader: timm's for ``wds/``, created after torch.distributed was set up.
@@ -153,7 +156,7 @@ class TrainStream(StreamedImages):
         seed: of order and augmentation.
         batch_size: of the loader.
         epoch: its orders differ.
-        skip: batches of the loader that are passed over, undecoded.
+        skip: batches of each worker that are passed over, undecoded.
     """
 
     def __init__(self, reader: Any, transform: Any, seed: int, batch_size: int, epoch: int, skip: int) -> None:
@@ -185,31 +188,43 @@ class TrainStream(StreamedImages):
 
     def __iter__(self) -> Iterator[Item]:  # type: ignore[override]
         self.reader._lazy_init()  # finds out which worker this is
-        worker = get_worker_info()
-        number, workers = (worker.id, worker.num_workers) if worker else (0, 1)
         place = self.reader.global_worker_id
-        chance = random.Random(f"{self.seed} {self.epoch} {place}")
-        # Batch b is the work of worker b modulo workers.
-        first = -((number - self.skip) // workers) * self.batch_size if self.skip > number else 0
-        samples = self._shuffled(chance)
+        samples = self._shuffled(random.Random(f"{self.seed} {self.epoch} {place}"))
+        ahead: deque[tuple[str, Any]] = deque()  # samples from this position on that were looked at
         for position in count():
             try:
-                name, read = next(samples)
+                if not ahead:
+                    ahead.append(next(samples))
+                if position >= self.skip * self.batch_size:
+                    seed = (self.seed * 1_000_003 + self.epoch) * 1_000_003 + position * 1009 + place
+                    yield self._read(samples, ahead, seed)
+                ahead.popleft()
             except StopIteration:
                 return
             except Exception as error:  # of a tar, a file or the network, not of one image
                 yield None, 0, [], f"{self.reader.root} cannot be read on: {first_line(error)}"
                 return
-            if position < first:
-                continue
-            seed_everything((self.seed * 1_000_003 + self.epoch) * 1_000_003 + position * 1009 + place)
+
+    def _read(self, samples: Iterator[tuple[str, Any]], ahead: deque[tuple[str, Any]], seed: int) -> Item:
+        """The first sample ahead that can be read."""
+        problems: list[tuple[str, str]] = []
+        for attempt in range(ATTEMPTS):
+            if len(ahead) == attempt:
+                ahead.append(next(samples))
+            name, read = ahead[attempt]
+            seed_everything(seed)
             try:
                 image, target = read()
-                yield self.transform(image), int(target), [], ""
+                return self.transform(image), int(target), problems, ""
             except UserError as error:
-                yield None, 0, [], f"{name}: {error}"
+                return None, 0, problems, f"{name}: {error}"
             except Exception as error:  # a decoder may raise anything on a damaged file
-                yield None, 0, [(name, image_problem(error))], ""
+                problems.append((name, image_problem(error)))
+        return None, 0, problems, _in_a_row(problems)
+
+
+def _in_a_row(problems: list[tuple[str, str]]) -> str:
+    return f"{len(problems)} images in a row cannot be decoded, from {problems[0][0]} on"
 
 
 class TrainCollate:
@@ -227,8 +242,7 @@ class TrainCollate:
         problems = [problem for _, _, found, _ in samples for problem in found]
         broken = next((text for *_, text in samples if text), "")
         good = [(image, target) for image, target, *_ in samples if image is not None]
-        if not good or broken:
-            broken = broken or f"no image of a batch can be decoded, from {problems[0][0]} on"
+        if broken:
             return TrainBatch(torch.zeros(0, dtype=torch.uint8), torch.zeros(0).long(), problems, broken)
         if any(isinstance(target, Tensor) for _, target in good):
             good = [(image, self._soft(target)) for image, target in good]

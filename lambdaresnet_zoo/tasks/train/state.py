@@ -15,7 +15,7 @@ from .data import TrainData
 from .model import Freezing
 from .options import TrainOptions
 from .plan import Plan, make_optimizer, make_schedule
-from .records import Place, Progress
+from .records import BEST, Place, Progress
 from .samples import TrainBatch
 from .transforms import OnDevice
 from .wrapping import States, shard, synchronise_norms
@@ -70,7 +70,8 @@ class TrainState:
         if options.torchcompile:
             self.model.compile(backend=options.torchcompile)
         self.optimizer = make_optimizer(model, options, plan)
-        self.schedule = make_schedule(self.optimizer, options, plan)
+        evaluated = data.validation is not None
+        self.schedule, _ = make_schedule(self.optimizer, options, plan.steps_per_epoch, evaluated)
         self.half = getattr(torch, options.half) if options.half else torch.float32
         self.scaler = torch.amp.GradScaler(place.device.type, enabled=self.half is torch.float16)
         self.progress = Progress(evaluated=True)
@@ -133,7 +134,14 @@ class TrainState:
         """
         path = path or self.checkpoint
         state = read_state(path, self.place.device)
-        check_run(path, state.get("run", {}), self.run_identity())
+        before, here = state.get("run", {}), self.run_identity()
+        if before.get("batch") not in (None, here["batch"]):
+            raise UserError(
+                f"{path} is of a run with {before['batch']} images in an update, here there are {here['batch']}: start "
+                "as many processes as it had, or set --batch-size and --grad-accum-steps so that their product with "
+                f"the processes is {before['batch']}"
+            )
+        check_run(path, before, here)
         self.states.set_model(self.model, state["model"])
         if self.ema:
             self.states.set_model(self.ema.module, state["ema"])
@@ -142,6 +150,8 @@ class TrainState:
         if self.options.sched == "plateau":
             self.schedule.lr_scheduler.load_state_dict(state["schedule"])  # timm's own leaves its counters out
         self.progress = Progress(**state["progress"])
+        if path != self.checkpoint and not (path.parent / BEST).exists():
+            self.progress.best = {}
         self.bad = dict(state["bad"])
         self.sums.copy_(state["sums"])
         self.saved = self.progress.step

@@ -18,7 +18,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
-from ...errors import UserError
+from ...errors import UserError, first_line
 
 __all__ = ["States", "shard", "synchronise_norms", "wrap"]
 
@@ -48,10 +48,14 @@ class _SyncNorm(nn.Module):
         """Normalise over the images of all processes, then timm's dropout and activation where the module has them."""
         if not self.training:
             return super().forward(x)
+        dtype = x.dtype
+        x = x.to(torch.promote_types(dtype, torch.float32))  # sums of half precision would lose most of it
         dims = [dim for dim in range(x.dim()) if dim != 1]
         shape = [1, -1] + [1] * (x.dim() - 2)
         sums = _Sum.apply(torch.cat([x.sum(dims), x.new_tensor([float(x.numel() // x.shape[1])])]))
         total = sums[-1].detach()
+        if total <= 1:
+            raise ValueError("Expected more than 1 value per channel when training")  # as torch's batch norm says
         mean = sums[:-1] / total
         centred = x - mean.reshape(shape)
         variance = _Sum.apply(centred.square().sum(dims)) / total
@@ -66,6 +70,7 @@ class _SyncNorm(nn.Module):
             x = centred * (scale * self.weight).reshape(shape) + self.bias.reshape(shape)
         else:
             x = centred * scale.reshape(shape)
+        x = x.to(dtype)
         if hasattr(self, "act"):
             x = self.act(self.drop(x))
         return x
@@ -128,11 +133,18 @@ class States:
             else:
                 model.load_state_dict(state)
         except (RuntimeError, KeyError, ValueError) as error:
-            raise UserError(f"the checkpoint is of another network: {str(error).splitlines()[0]}") from error
+            raise UserError(f"the checkpoint is of another network: {first_line(error)}") from error
 
     def set_optimizer(self, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-        """Set an optimiser's whole state."""
-        if self.sharded:
-            set_optimizer_state_dict(model, optimizer, state, options=FULL)
-        else:
-            optimizer.load_state_dict(state)
+        """Set an optimiser's whole state.
+
+        Raises:
+            UserError: it is of another optimiser.
+        """
+        try:
+            if self.sharded:
+                set_optimizer_state_dict(model, optimizer, state, options=FULL)
+            else:
+                optimizer.load_state_dict(state)
+        except (RuntimeError, KeyError, ValueError) as error:
+            raise UserError(f"the checkpoint is of another optimiser: {first_line(error)}") from error

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import tarfile
 
 import numpy as np
@@ -137,7 +138,8 @@ def test_streams_pass_over_what_was_seen(coloured, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_stopped_run_over_a_stream_ends_as_an_unstopped_one(train, coloured, tmp_path, monkeypatch):
+@pytest.mark.parametrize("step", [3, 6])  # where the first worker's batch is next, and where the second's is
+def test_a_stopped_run_over_a_stream_ends_as_an_unstopped_one(train, coloured, tmp_path, monkeypatch, step):
     import os
     import signal
 
@@ -146,10 +148,32 @@ def test_a_stopped_run_over_a_stream_ends_as_an_unstopped_one(train, coloured, t
     data = write_form("webdataset", coloured, tmp_path / "data")
     options = ("--num-classes", 3, "--deterministic", "--workers", 2, "--epochs", 2, "--output")
     assert train(*options, tmp_path / "whole", data=data)[0] == 0
-    after(monkeypatch, 6, lambda self: os.kill(os.getpid(), signal.SIGTERM))
+    after(monkeypatch, step, lambda self: os.kill(os.getpid(), signal.SIGTERM))
     assert train(*options, tmp_path / "cut", data=data)[0] == 0
     assert train(*options, tmp_path / "cut", "--resume", data=data)[0] == 0
     assert equal(weights(tmp_path / "whole"), weights(tmp_path / "cut"))
+
+
+def test_a_damaged_image_of_a_stream_is_replaced(train, coloured, tmp_path):
+    """A batch keeps its size, which mixup needs; taken up within the epoch, the stream is the same."""
+    source = tmp_path / "images"
+    shutil.copytree(coloured, source)
+    for name in ("green/03", "red/05"):
+        (source / "train" / f"{name}.png").write_bytes(b"no image")
+    data = write_form("webdataset", source, tmp_path / "data")
+    options = ("--num-classes", 3, "--skip-bad", "--mixup", 0.2, "--batch-size", 6, "--epochs", 2)
+    status, _, err = train("--output", tmp_path / "run", *options, data=data)
+    assert status == 0 and len(err) == 3 and err[-1] == "left out: 2 damaged images", err
+    reader = open_data(TrainOptions(data=str(data), num_classes=3)).reader
+
+    def take(skip, count):
+        stream = iter(TrainStream(reader, lambda image: torch.tensor(np.asarray(image)[0, 0]), 1, 4, 0, skip))
+        return [next(stream) for _ in range(count)]
+
+    whole, rest = take(0, 60), take(5, 40)
+    assert all(image is not None and not broken for image, _, _, broken in whole)
+    assert [sample[1:] for sample in rest] == [sample[1:] for sample in whole[20:]]
+    assert len({name for *_, problems, _ in whole for name, _ in problems}) == 2
 
 
 @pytest.fixture
@@ -212,6 +236,15 @@ def test_a_class_that_training_lacks(train, tmp_path):
     write_images(tmp_path / "train", 12, NAMES[:2])
     write_images(tmp_path / "val", 4)
     one_line(train("--output", tmp_path / "run", data=tmp_path), "val: the training images have no class 'red'")
+
+
+def test_a_split_without_labels_is_told_before_training(train, coloured, tmp_path):
+    data = write_form("parquet", coloured, tmp_path / "data")
+    table = pyarrow.parquet.read_table(data / "validation.parquet")
+    labels = pyarrow.array([-1] * len(table))
+    pyarrow.parquet.write_table(table.set_column(1, table.schema.field(1), [labels]), data / "validation.parquet")
+    one_line(train("--output", tmp_path / "run", "--no-check-images", data=data), "class -1", "has no labels")
+    assert not (tmp_path / "run").exists()
 
 
 def test_one_class_only(train, tmp_path):

@@ -124,6 +124,14 @@ for key, value in whole.state_dict().items():
     torch.testing.assert_close(own.state_dict()[key], value)
 own.eval(), whole.eval()
 torch.testing.assert_close(own(x), whole(x))
+half = synchronise_norms(torch.nn.BatchNorm2d(5), torch.device("cpu"))
+exact = torch.nn.BatchNorm2d(5)
+x = (3 * torch.randn(6, 5, 40, 30) + 20).bfloat16()
+with torch.autocast("cpu", torch.bfloat16):
+    found = half(x[3 * rank : 3 * rank + 3])
+assert found.dtype is torch.bfloat16
+torch.testing.assert_close(found.float(), exact(x.float())[3 * rank : 3 * rank + 3], rtol=1e-2, atol=1e-2)
+torch.testing.assert_close(half.running_var, exact.running_var)
 dist.destroy_process_group()
 """
 
