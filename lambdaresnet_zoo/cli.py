@@ -42,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")
     options = _parser().parse_args(arguments)
     try:
-        _check_environment()
+        _check_environment(options)
         status = options.run(options)
         sys.stdout.flush()
     except UserError as error:
@@ -57,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
     return status
 
 
-def _check_environment() -> None:
+def _check_environment(options: argparse.Namespace) -> None:
     """See that the layers can use what the environment says of their plan, before a model is built.
 
     Raises:
@@ -70,8 +70,11 @@ def _check_environment() -> None:
     from .layers.plan import Shape, make_plan
 
     forced = os.environ.get("LAMBDARESNET_ZOO_IMPL", "")
-    try:  # whether a kernel can serve is known where its device is
-        make_plan(Shape(*[1] * 9), torch.float32, "cpu", order="lambda" if forced == "kernel" else "auto")
+    computes = options.task != "plan" and (hasattr(options, "device") or getattr(options, "verify", None))
+    device = getattr(options, "device", "cpu") or ("cuda" if torch.cuda.is_available() else "cpu")
+    order = "lambda" if forced == "kernel" and not computes else "auto"
+    try:
+        make_plan(Shape(*[1] * 9), torch.float32, device.partition(":")[0], order=order)
     except ValueError as error:
         problem = first_line(error)
         if problem.startswith("could not convert"):
@@ -269,10 +272,10 @@ def _add_plan(parser: argparse.ArgumentParser) -> None:
     add("--img-size", type=count, metavar="N", help="pixels of the input (the model's)")
     add("--batch-size", "-b", type=count, default=8, metavar="N", help="images at once (%(default)s)")
     add("--training", action="store_true", help="with the backward pass")
-    add("--device", default="cpu", help="cpu or cuda; it need not be there to plan (%(default)s)")
+    add("--device", default="cpu", help="cpu or cuda; without one here the kernel is left out (%(default)s)")
     add("--dtype", default="float32", choices=["float32", "float16", "bfloat16"], help="(%(default)s)")
     add("--order", default="auto", choices=["auto", "lambda", "query", "convolution", "kernel"], help="force one")
-    add("--memory", type=float, default=0.0, metavar="MIB", help="budget of scratch (the plan's own)")
+    add("--memory", type=positive, default=0.0, metavar="MIB", help="budget of scratch (the plan's own)")
     add("--fit", type=Path, metavar="FILE", help="instead, time every order here and write the cost model, json")
     add("--progress", action=argparse.BooleanOptionalAction, help="a progress bar (if stderr is a terminal)")
 
@@ -284,7 +287,7 @@ def _plan(options: argparse.Namespace) -> int:
     if options.fit:
         return plan.fit(options.fit, options.device, options.dtype, options.progress)
     return plan.explain(
-        options.model.partition(".")[0],
+        options.model,
         options.img_size,
         options.batch_size,
         options.training,

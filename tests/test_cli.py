@@ -251,3 +251,9 @@ def test_an_environment_that_no_plan_can_use_is_one_line(command, monkeypatch, n
     monkeypatch.setenv(f"LAMBDARESNET_ZOO_{name}", value)
     status, out, err = command("published")
     assert status == 2 and out == [] and len(err) == 1 and err[0].startswith(f"error: {told}")
+
+
+def test_a_kernel_is_forced_on_what_has_none(command, monkeypatch, draw):
+    monkeypatch.setenv("LAMBDARESNET_ZOO_IMPL", "kernel")
+    one_line(command("predict", draw("a.png"), "--device", "cpu"), "order='kernel' cannot be used", "cpu")
+    assert command("published", "lambdaresnet50")[0] == 0

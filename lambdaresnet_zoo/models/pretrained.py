@@ -13,6 +13,7 @@ from ..layers import LambdaLayer
 from ..layers.lambda_layer import RelativePosition
 from ..registry import list_models
 from ..weights.hub import fetch
+from ..weights.published import published_figure
 from ..weights.shipped import verify_folder, verify_shipped
 
 __all__ = ["check_weights", "no_weights", "resample_tables"]
@@ -55,6 +56,9 @@ def check_weights(
 
 def no_weights(variant: str) -> str:
     """That a model has no public weights, and what there is instead, in one line."""
+    figure = published_figure(variant)
+    if figure and figure.weights:
+        return f"{variant} has no weights that timm loads by its name, but {figure.weights} ({figure.source})"
     parts = [f"{variant} has no public weights; models that have: {', '.join(list_models(pretrained=True))}"]
     depth = re.fullmatch(r"lambdaresnet(50|101|152|200|270|350|420)", variant)
     if depth:

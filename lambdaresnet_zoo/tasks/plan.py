@@ -69,7 +69,7 @@ def explain(
         img_size: pixels; the model's own by default.
         batch_size: images.
         training: with the backward pass.
-        device: kind of device; it need not be there.
+        device: kind of device; where it is not there, the kernel is left out.
         dtype: name of queries' and values' type.
         order: ``auto`` or the one to force.
         memory: budget in MiB; 0 for the plan's own.
@@ -83,10 +83,11 @@ def explain(
     check_name(name)
     shapes: dict[Shape, list[str]] = {}
     try:
-        model = timm.create_model(name, device="meta", **({"img_size": img_size} if img_size else {})).eval()
+        model = _created(name, img_size)
         for path, layer in model.named_modules():
             if isinstance(layer, LambdaLayer) and layer.position is not None:
                 layer.register_forward_hook(_note(shapes, path, batch_size))
+                layer.order = "convolution"  # which the device without memory has; what is planned is told below
         channels, side = model.pretrained_cfg["input_size"][0], img_size or model.pretrained_cfg["input_size"][-1]
         model(torch.empty(1, channels, side, side, device="meta"))
         told = [explain_plan(shape, getattr(torch, dtype), device, training, order, memory) for shape in shapes]
@@ -98,6 +99,14 @@ def explain(
     if not shapes:
         print(f"{name} has no lambda layer with positions")
     return 0
+
+
+def _created(name: str, img_size: int | None) -> Any:
+    """A model without memory, for an input size; some are of no size and take no such argument."""
+    try:
+        return timm.create_model(name, device="meta", **({"img_size": img_size} if img_size else {})).eval()
+    except TypeError:
+        return timm.create_model(name, device="meta").eval()
 
 
 def _note(shapes: dict[Shape, list[str]], path: str, batch: int) -> Any:

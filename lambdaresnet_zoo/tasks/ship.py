@@ -1,7 +1,7 @@
-"""Take CIFAR-10 runs into the package: the weights of `lambdaresnet32px`, the figures of it and of its twin.
+"""Take a CIFAR-10 run into the package: the weights of `lambdaresnet32px`, and their figures.
 
-The runs are those of a study (scripts/study_lambda.py), whose csv says how and where each was trained, and whose
-weights are those after the last epoch: nothing is selected on the images that are evaluated on.
+The run is one of a study (scripts/study_lambda.py), whose csv says how and where it was trained, and whose weights are
+those after the last epoch: nothing is selected on the images that are evaluated on.
 """
 
 import argparse
@@ -24,12 +24,13 @@ from .validate_run import Options, run
 
 __all__ = ["main"]
 
+NETWORK = MODELS[0]
 ROUNDING = 0.1
 """Points between a figure of the study and that measured here: on another device a few images may fall otherwise."""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measure both networks, copy weights and figures, and write digests, card and tables anew.
+    """Measure the network, copy weights and figures, and write digests, card and tables anew.
 
     Returns:
         0; 2 if nothing was taken.
@@ -37,28 +38,34 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=Path, help="csv of the study")
     parser.add_argument("runs", type=Path, help="folder of its runs")
-    parser.add_argument("--seed", type=int, default=0, help="whose runs are taken (%(default)s)")
+    parser.add_argument("--recipe", default="cifar10-28ep", metavar="NAME", help="of the run (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the run (%(default)s)")
     parser.add_argument("--data", required=True, metavar="FOLDER", help="CIFAR-10 as parquet")
     parser.add_argument("--lossless", required=True, metavar="FOLDER", help="the test subset of original pixels")
     chosen = parser.parse_args(arguments)
     try:
-        rows = [_row(model, chosen) for model in MODELS]
+        row = _row(chosen)
     except UserError as error:
         print(f"error: {error}; nothing was taken", file=sys.stderr)
         return 2
-    weights = run_folder(chosen.runs, MODELS[0], chosen.seed) / MODEL / WEIGHTS
-    write_whole(Path(shipped_file(f"{MODELS[0]}.cifar10")), lambda path: shutil.copyfile(weights, path))
-    write_rows(CIFAR10, rows)
+    weights = _exported(chosen) / WEIGHTS
+    write_whole(Path(shipped_file(f"{NETWORK}.cifar10")), lambda path: shutil.copyfile(weights, path))
+    write_rows(CIFAR10, [row])
     write_digests()
     return write_documents()
 
 
-def _row(model: str, chosen: argparse.Namespace) -> dict[str, Any]:
+def _exported(chosen: argparse.Namespace) -> Path:
+    return run_folder(chosen.runs, NETWORK, chosen.recipe, chosen.seed) / MODEL
+
+
+def _row(chosen: argparse.Namespace) -> dict[str, Any]:
     """The row of the study, its figures measured anew."""
-    row = finished(chosen.results, {"model": model, "seed": chosen.seed})
+    row = finished(chosen.results, {"model": NETWORK, "recipe": chosen.recipe, "seed": chosen.seed})
     if row is None:
-        raise UserError(f"{chosen.results} has no finished run of {model}, seed {chosen.seed}")
-    folder = run_folder(chosen.runs, model, chosen.seed) / MODEL
+        told = f"{NETWORK} by the recipe {chosen.recipe}, seed {chosen.seed}"
+        raise UserError(f"{chosen.results} has no finished run of {told}")
+    folder = _exported(chosen)
     top1, lossless = (_top1(folder, data) for data in (chosen.data, chosen.lossless))
     if abs(top1 - float(row["top1"])) > ROUNDING:
         raise UserError(f"{folder} gives {top1:.2f} %, and {row['top1']} % in {chosen.results}: it is of another run")

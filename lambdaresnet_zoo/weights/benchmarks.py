@@ -69,7 +69,7 @@ def speed_up(cell: Sequence[Row]) -> tuple[float, str] | None:
     timed = [row for row in cell if row["layer"] not in (ZOO, BESIDE) and row["times_zoo"]]
     if not timed:
         return None
-    fastest = min(timed, key=lambda row: float(row["milliseconds"]))
+    fastest = min(timed, key=lambda row: float(row["times_zoo"]))  # paired ratios, not times of other moments
     return float(fastest["times_zoo"]), fastest["layer"]
 
 
@@ -114,7 +114,7 @@ def is_gpu(row: Row) -> bool:
 
 
 def layer_table(rows: Sequence[Row]) -> str:
-    """The layer beside its peers, a line for each shape, figures for each batch.
+    """The layer beside its peers, a line for each shape, figures for each batch; peers by name at the largest timed.
 
     Args:
         rows: of the part *layer*, of one machine.
@@ -132,7 +132,10 @@ def layer_table(rows: Sequence[Row]) -> str:
         for mode in ("forward", TRAINING):
             ratios.append(_each(speed_up(by_cell.get((mode, batch), [])) for batch in batches))
         memory = _each(memory_share(by_cell.get((TRAINING, batch), [])) for batch in batches)
-        last = [by_cell.get((mode, batches[-1]), []) for mode in ("forward", TRAINING)]
+        last = []
+        for mode in ("forward", TRAINING):
+            timed = (cell for batch in reversed(batches) if speed_up(cell := by_cell.get((mode, batch), [])))
+            last.append(next(timed, []))
         names = [best[1] if (best := speed_up(cell)) else "-" for cell in last]
         beside = " / ".join(_beside(cell) for cell in last)
         line = [dim, size, scope, *ratios, memory, " / ".join(dict.fromkeys(names)), beside]

@@ -17,9 +17,9 @@ from .shipped import shipped_names
 __all__ = ["CIFAR10", "PLACE", "STUDY", "UNKNOWN_LICENSE", "Card", "cifar10_recipe", "known_card"]
 
 CIFAR10 = Path(__file__).parent / "results" / "cifar10.csv"
-"""What the weights that ship give, and their twin."""
+"""What the weights that ship give, and how they were trained."""
 STUDY = CIFAR10.with_name("study_lambda.csv")
-"""The same two networks over several seeds."""
+"""The network beside one with convolutions, over several seeds."""
 
 PLACE = "OWNER/NAME"
 """Stands for the repository's name in a card, until the card is published."""
@@ -73,11 +73,13 @@ class Card:
         return f"---\n{self._front_matter()}\n---\n{self._body()}"
 
     def _front_matter(self) -> str:
+        several = len({row["dataset"] for row in self.measured}) > 1  # the Hub's form tells them apart by configuration
         results = [
             EvalResult(
                 task_type="image-classification",
                 dataset_type=self.datasets[0] if self.datasets else "unknown",
                 dataset_name=row["dataset"],
+                dataset_config=row["dataset"] if several else None,
                 metric_type="accuracy",
                 metric_name=row["metric"],
                 metric_value=float(row["value"]),
@@ -225,7 +227,7 @@ def _cifar10(name: str, model: str) -> Card:
         data="CIFAR-10, the training split, in a JPEG re-encoding (about 30.5 dB PSNR against the original pixels).",
         recipe=f"{cifar10_recipe(row)}, seed {row['seed']}, on {row['device']}: "
         "SGD with Nesterov momentum 0.9, batch 128, learning rate 0.1 with warm-up and cosine, "
-        "weight decay 5e-4, label smoothing 0.1, random crop with padding 4 and flip, weight averaging 0.998; the "
+        "weight decay 5e-4, no label smoothing, random crop with padding 4 and flip, weight averaging 0.998; the "
         "last average is evaluated, nothing is selected on the test split.",
         origin="Trained from scratch by this project.",
         measured=[
@@ -236,13 +238,10 @@ def _cifar10(name: str, model: str) -> Card:
 
 
 def cifar10_recipe(row: Mapping[str, str]) -> str:
-    """By what the networks for 32x32 images were trained.
+    """By what a network for 32x32 images was trained.
 
     Args:
-        row: of their results; that of a study says what it changed in the recipe, and the first ones had no study.
+        row: of a study, which says what it changed in the recipe.
     """
-    if "recipe" not in row:
-        how = ", as an earlier script of this project carried it out"
-    else:
-        how = f" with {row['set']}" if row["set"] else ""
-    return f"the recipe `cifar10` (`lambdaresnet-zoo train --recipe cifar10`){how}, {row['epochs']} epochs"
+    recipe, how = row["recipe"], f" with {row['set']}" if row["set"] else ""
+    return f"the recipe `{recipe}` (`lambdaresnet-zoo train --recipe {recipe}`){how}, {row['epochs']} epochs"

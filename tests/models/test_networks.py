@@ -207,6 +207,10 @@ class TestWithoutPublicWeights:
         family = name in ("lambdaresnet50", "lambdaresnet200")
         assert ("--warm-start" in message, "--recipe" in message) == (family, family)
 
+    def test_a_file_to_download_is_told(self):
+        with pytest.raises(RuntimeError, match=r"no weights that timm loads by its name, but a file.*d-li14"):
+            timm.create_model("lambdaresnet50_dli14", pretrained=True)
+
     @pytest.mark.parametrize("name", ["test_lambdaresnet", "lambda_mobilenetv2_100"])
     def test_loads_those_of_a_source_that_is_given(self, name, tmp_path, hub):
         saved = create(name, seed=1)

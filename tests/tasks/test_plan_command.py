@@ -21,9 +21,22 @@ def test_every_lambda_layer_of_a_model_is_explained(command):
     assert any("chosen: convolution" in line for line in forced)
 
 
+def test_a_forced_kernel_is_planned_for_its_device_alone(command, monkeypatch):
+    monkeypatch.setenv("LAMBDARESNET_ZOO_IMPL", "kernel")
+    assert command("plan", "--order", "convolution", "--device", "cuda")[0] == 0
+
+
+def test_a_model_of_no_size_is_planned_for_one(command):
+    status, out, err = command("plan", "--model", "lambda_mobilenetv2_100", "--img-size", 192)
+    assert status == 0 and err == [] and any("6x6 positions" in line for line in out)
+
+
 def test_what_cannot_be_planned_is_one_line(command):
     one_line(command("plan", "--model", "lambdaresnet5O"), "lambdaresnet5O")
     one_line(command("plan", "--order", "kernel"), "kernel", "cpu")
+    one_line(command("plan", "--model", "lambdaresnet32px.nope"), "lambdaresnet32px.nope", "lambdaresnet32px.cifar10")
+    for memory in ("-1", "nan", "0"):
+        assert command("plan", "--memory", memory)[0] == 2
     one_line(command("plan", "--fit", "costs.json", "--device", "nowhere"), "cannot fit for 'nowhere'")
 
 

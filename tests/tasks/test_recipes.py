@@ -11,7 +11,8 @@ from timm.scheduler import create_scheduler_v2
 from lambdaresnet_zoo.errors import UserError
 from lambdaresnet_zoo.tasks.recipes import KINDS, OF_A_RUN, apply_set, load_recipe, recipe_names, recipe_sizes
 from lambdaresnet_zoo.tasks.train.options import TrainOptions, resolve, write_args
-from lambdaresnet_zoo.weights.cards import known_card
+from lambdaresnet_zoo.weights.cards import CIFAR10, known_card
+from lambdaresnet_zoo.weights.files import read_rows
 
 # RandAugment's magnitude, drop-out, stochastic depth: as the paper prints them.
 PRINTED = {
@@ -81,9 +82,14 @@ def test_every_recipe_is_whole(name):
 
 
 def test_the_shipped_networks_recipe():
-    recipe = load_recipe("cifar10", "lambdaresnet32px")
-    assert (recipe["opt"], recipe["sched"], recipe["epochs"], recipe["img_size"]) == ("sgd", "cosine", 14, 32)
-    assert (recipe["batch_size"], recipe["lr"], recipe["weight_decay"], recipe["smoothing"]) == (128, 0.1, 5e-4, 0.1)
+    (row,) = read_rows(CIFAR10)
+    recipe = load_recipe(row["recipe"], row["model"])
+    assert (recipe["opt"], recipe["sched"], recipe["epochs"], recipe["img_size"]) == ("sgd", "cosine", 28, 32)
+    assert (recipe["batch_size"], recipe["lr"], recipe["weight_decay"], recipe["smoothing"]) == (128, 0.1, 5e-4, 0)
+    shorter = load_recipe("cifar10", row["model"])
+    assert {key for key in shorter if recipe[key] != shorter[key]} - {"notes"} == {
+        "epochs", "warmup_epochs", "smoothing",
+    }  # fmt: skip
     assert recipe["model_ema"] and recipe["model_ema_decay"] == 0.998 and recipe["model_ema_warmup"]
     assert recipe["warmup_epochs"] == pytest.approx(0.05 * recipe["epochs"])
     told = known_card("lambdaresnet32px", "cifar10").recipe
@@ -92,7 +98,7 @@ def test_the_shipped_networks_recipe():
         f"batch {recipe['batch_size']}",
         f"momentum {recipe['momentum']}",
         f"learning rate {recipe['lr']}",
-        f"label smoothing {recipe['smoothing']}",
+        "no label smoothing",
         f"padding {recipe['train_crop_padding']}",
         f"averaging {recipe['model_ema_decay']}",
         "weight decay 5e-4",
@@ -182,7 +188,7 @@ def test_a_users_file_changes_a_recipe_that_ships(tmp_path):
         ("options: {lr: 1}\nother: 2", "a recipe has no 'other'"),
         ("options: [1, 2]", "'options' is not a mapping"),
         ("models: {resnet50: 3}", "each network has sizes in pixels"),
-        ("base: nothing", "unknown recipe 'nothing'; there are cifar10, finetune"),
+        ("base: nothing", "unknown recipe 'nothing'; there are cifar10, cifar10-28ep, finetune"),
         ("options: {lr: [}", "cannot be read"),
         ("!!python/object/apply:os.getcwd []", "cannot be read"),
         ("", "it has no 'options'"),
@@ -197,7 +203,8 @@ def test_a_wrong_file_is_one_line(tmp_path, text, message):
 
 
 def test_a_recipe_that_is_not_there_is_one_line(tmp_path):
-    with pytest.raises(UserError, match="unknown recipe 'paper'; there are cifar10, finetune, paper-350ep"):
+    names = ", ".join(recipe_names())
+    with pytest.raises(UserError, match=f"unknown recipe 'paper'; there are {names}, or give a .yaml file"):
         load_recipe("paper")
     with pytest.raises(UserError, match="no such file"):
         load_recipe(tmp_path / "none.yaml")

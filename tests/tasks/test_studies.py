@@ -55,7 +55,9 @@ def test_lambda_against_convolution(cifar, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(study, "train", None)  # what is finished is not run again
     assert study_lambda.main([*arguments, "0"]) == 0
     rows = read_rows(results)
-    assert [(row["model"], row["seed"]) for row in rows] == [(model, "0") for model in study_lambda.MODELS]
+    assert [(row["model"], row["recipe"], row["seed"]) for row in rows] == [
+        (model, "cifar10", "0") for model in study_lambda.MODELS
+    ]
     assert [row["params"] for row in rows] == ["458850", "725122"]
     assert {row["steps"] for row in rows} == {"5"} and {row["set"] for row in rows} == {
         "epochs=1 batch_size=32 warmup_epochs=0"
@@ -67,23 +69,37 @@ def test_lambda_against_convolution(cifar, tmp_path, capsys, monkeypatch):
     assert {row["difference"] for row in table} == {""}  # one epoch is not what ships
 
 
-def row_of(model, seed, top1, epochs="14"):
-    return {"model": model, "seed": str(seed), "top1": str(top1), "epochs": epochs, "params": "1", "train_seconds": "2"}
+@pytest.fixture
+def shipped_row():
+    (row,) = read_rows(CIFAR10)
+    return row
 
 
-def test_the_summary_holds_the_shipped_figure_against_its_own_seed():
-    rows = [row_of("lambdaresnet32px", seed, top1) for seed, top1 in ((1, 80), (0, 82.5), (2, 81))]
-    table = study_lambda.summary([*rows, row_of("lambdaresnet32px_conv", 0, 85, "7")])
-    assert table[0]["difference"] == "+0.19" and table[0]["shipped_top1"] == "82.31"
-    assert table[0]["top1_mean"] == "81.17" and table[0]["seeds"] == 3
-    assert table[1]["difference"] == "" and table[1]["top1_low"] == "-inf"
-    assert len(table) == 2  # of other epochs
+def row_of(model, seed, top1, recipe="cifar10", changes=""):
+    run = {"model": model, "recipe": recipe, "seed": str(seed), "set": changes, "top1": f"{top1:.2f}"}
+    return {**run, "epochs": "14", "params": "1", "train_seconds": "2"}
+
+
+def test_the_summary_holds_every_run_of_the_recipe_against_the_shipped_figure(shipped_row):
+    own, twin = study_lambda.MODELS
+    recipe, known = shipped_row["recipe"], float(shipped_row["top1"])
+    rows = [row_of(own, seed, known + more, recipe) for seed, more in enumerate((0, -0.4, 0.3))]
+    rows += [row_of(twin, 0, 85, recipe, "epochs=7"), row_of(own, 0, 50, recipe, "epochs=7"), row_of(own, 0, 60)]
+    table = {(row["recipe"], row["model"], row["seeds"]): row for row in study_lambda.summary(rows)}
+    held = table[recipe, own, 3]
+    assert (held["difference"], held["shipped_top1"]) == ("-0.40", shipped_row["top1"])
+    assert held["top1_mean"] == f"{known - 0.1 / 3:.2f}"
+    other = [row for key, row in table.items() if key != (recipe, own, 3)]
+    assert len(other) == 4 and {row["difference"] for row in other} == {""}
+    assert table[recipe, twin, 1]["top1_low"] == "-inf"
+    assert table[recipe, "difference", 1]["top1_mean"] == "-35.00"  # of like runs: 50 against 85
 
 
 def test_the_summary_of_lambda_is_paired():
     figures = {"lambdaresnet32px": (82, 81, 84), "lambdaresnet32px_conv": (83, 83.5, 84.5)}
     rows = [row_of(model, seed, top1) for model, all_of in figures.items() for seed, top1 in enumerate(all_of)]
     last = study_lambda.summary([*rows, row_of("lambdaresnet32px", 7, 90)])[-1]
+    assert last.pop("recipe") == "cifar10"
     mean, low, high = interval([-1.0, -2.5, -0.5])
     assert {key: value for key, value in last.items() if value != ""} == {
         "model": "difference", "seeds": 3, "top1_mean": f"{mean:.2f}", "top1_low": f"{low:.2f}",
@@ -91,26 +107,24 @@ def test_the_summary_of_lambda_is_paired():
     }  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("own", "twin", "missed"),
-    [(81.7, 83.1, ["lambdaresnet32px of the shipped seed differs by -0.61 points"]), (82.5, 84.5, [])],
-)
-def test_a_figure_of_weights_that_ship_is_to_be_met(tmp_path, capsys, own, twin, missed):
-    """The twin's do not ship: its difference is told, and no more."""
-    results = tmp_path / "runs.csv"
-    write_rows(results, [row_of(model, 0, top1) for model, top1 in zip(study_lambda.MODELS, (own, twin), strict=True)])
-    arguments = ["--data", "unused", "--output", str(tmp_path), "--results", str(results), "--seeds", "0"]
-    assert study_lambda.main(arguments) == len(missed)
-    assert capsys.readouterr().err.splitlines() == [f"missed: {each}" for each in missed]
-    recorded = float(next(row for row in read_rows(CIFAR10) if row["model"] == study_lambda.MODELS[1])["top1"])
-    assert read_rows(tmp_path / "runs_summary.csv")[1]["difference"] == f"{twin - recorded:+.2f}"
+@pytest.mark.parametrize(("apart", "missed"), [(-0.61, True), (0.49, False)])
+def test_a_figure_of_weights_that_ship_is_to_be_met(tmp_path, capsys, shipped_row, apart, missed):
+    results, recipe = tmp_path / "runs.csv", shipped_row["recipe"]
+    own, twin = study_lambda.MODELS
+    known = float(shipped_row["top1"])
+    write_rows(results, [row_of(own, 0, known, recipe), row_of(own, 1, known + apart, recipe), row_of(twin, 0, 9)])
+    arguments = ["--data", "unused", "--output", str(tmp_path), "--results", str(results), "--recipe", recipe]
+    assert study_lambda.main([*arguments, "--models", own, "--seeds", "0", "1"]) == missed
+    told = f"missed: a run of {own} by {recipe} differs by {apart:+.2f} points from the weights that ship"
+    assert capsys.readouterr().err.splitlines() == [told] * missed
 
 
 @pytest.fixture
 def studied(cifar, tmp_path):
-    """Runs of both networks on these images, and the csv of their study."""
+    """A run on these images, and the csv of its study."""
     arguments = ["--data", str(cifar), "--output", str(tmp_path / "runs"), "--results", str(tmp_path / "runs.csv")]
     arguments += ["--device", "cpu", "--workers", "0", "--seeds", "3", "--set", "epochs=1"]
+    arguments += ["--models", "lambdaresnet32px", "--recipe", "cifar10-28ep"]
     assert study_lambda.main(arguments) == 0
     return [str(tmp_path / "runs.csv"), str(tmp_path / "runs"), "--data", str(cifar), "--lossless", str(cifar)]
 
@@ -125,20 +139,20 @@ def test_what_a_study_left_is_shipped_in_one_command(studied, tmp_path, capsys, 
     monkeypatch.setattr(ship, "write_documents", lambda: written.append(read_rows(ship.CIFAR10)) or 0)
     assert ship.main(studied) == 2  # the seed is 3
     told = capsys.readouterr().err
-    assert told == f"error: {studied[0]} has no finished run of lambdaresnet32px, seed 0; nothing was taken\n"
+    run = "lambdaresnet32px by the recipe cifar10-28ep, seed 0"
+    assert told == f"error: {studied[0]} has no finished run of {run}; nothing was taken\n"
     assert ship.main([*studied, "--seed", "3"]) == 0, capsys.readouterr().err
-    weights = tmp_path / "runs" / "lambdaresnet32px-seed3" / "model" / "model.safetensors"
+    weights = tmp_path / "runs" / "lambdaresnet32px-cifar10-28ep-seed3" / "model" / "model.safetensors"
     assert shipped.digest(Path(shipped.shipped_file("lambdaresnet32px.cifar10"))) == shipped.digest(weights)
     shipped.verify_shipped(shipped.shipped_file("lambdaresnet32px.cifar10"))
     rows, runs = read_rows(ship.CIFAR10), read_rows(Path(studied[0]))
     assert [{key: row[key] for key in runs[0]} for row in rows] == runs and written == [rows]
     assert [row["top1_lossless"] for row in rows] == [row["top1"] for row in runs]  # the same images
-    assert "script" in cifar10_recipe(read_rows(CIFAR10)[0])
-    assert cifar10_recipe(rows[0]).endswith("--recipe cifar10`) with epochs=1, 1 epochs")
+    assert cifar10_recipe(rows[0]).endswith("--recipe cifar10-28ep`) with epochs=1, 1 epochs")
 
     before = {path.name: path.read_bytes() for path in place.iterdir()}
-    top1 = float(runs[1]["top1"])
-    write_rows(Path(studied[0]), [runs[0], {**runs[1], "top1": f"{top1 + 0.2:.2f}"}])
+    top1 = float(runs[0]["top1"])
+    write_rows(Path(studied[0]), [{**runs[0], "top1": f"{top1 + 0.2:.2f}"}])
     capsys.readouterr()
     assert ship.main([*studied, "--seed", "3"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
@@ -238,12 +252,17 @@ def test_a_run_that_was_stopped_goes_on(tmp_path, monkeypatch, capsys):
 def test_what_is_recorded_of_lambda_is_what_its_runs_say():
     """The README's part is generated from it."""
     runs, table = (read_rows(STUDY.with_name(f"{STUDY.stem}{which}.csv")) for which in ("", "_summary"))
-    assert len(runs) == 6 and {(row["model"], row["seed"]) for row in runs} == {
-        (model, str(seed)) for model in study_lambda.MODELS for seed in range(3)
+    (shipped,) = read_rows(CIFAR10)
+    every = {(row["recipe"], row["model"], row["seed"]) for row in runs}
+    assert len(every) == len(runs) and every == {
+        *(("cifar10", model, str(seed)) for model in study_lambda.MODELS for seed in range(3)),
+        *(("cifar10-28ep", study_lambda.MODELS[0], str(seed)) for seed in range(2)),
     }
     assert [{key: str(value) for key, value in row.items()} for row in study_lambda.summary(runs)] == table
-    assert abs(float(table[0]["difference"])) <= study_lambda.ALLOWED
-    assert {row["set"] for row in runs} == {""} and {row["recipe"] for row in runs} == {"cifar10"}
+    (held,) = (row for row in table if row["difference"])
+    assert (held["model"], held["recipe"]) == (shipped["model"], shipped["recipe"]) and held["seeds"] == "2"
+    assert abs(float(held["difference"])) <= study_lambda.ALLOWED
+    assert {row["set"] for row in runs} == {""}
 
 
 def test_the_readme_says_what_the_study_found():

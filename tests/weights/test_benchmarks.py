@@ -43,6 +43,17 @@ def test_the_fastest_is_named_at_the_largest_batch():
     assert layer_table([row for row in ROWS if row["batch"] == "8"]).endswith("| attention / timm | 1.20 / 0.90 |")
 
 
+def test_the_ratio_is_the_least_of_all_peers():
+    """Of paired ratios: a peer's own time may be of a faster moment."""
+    rows = [*ROWS[:2], _layer("forward", 8, "attention", 31, 2.5, 20)]
+    assert layer_table(rows).splitlines()[2].startswith("| 512 | 14 | 23 | 2.50 | - |")
+
+
+def test_peers_are_named_at_the_largest_batch_that_was_timed():
+    rows = [*ROWS, _layer("forward", 256, "zoo", "", "", "", status="out of memory")]
+    assert layer_table(rows).endswith("| attention / timm | 1.20 / 0.90 |")
+
+
 def test_the_networks_line():
     key = {"model": "lambdaresnet152", "size": "256", "status": "measured"} | WHERE
     efficientnet = {"kind": "efficientnet", "network": "efficientnet_b5", "network_size": "456"}
