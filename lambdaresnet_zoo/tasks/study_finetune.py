@@ -4,8 +4,8 @@ The network is `lambdaresnet32px`, the weights those that ship, of CIFAR-10. The
 and bees, at 64 pixels, and scikit-learn's 8x8 digits at 32, a few of each to train on and all others to evaluate on.
 Fine-tuning follows the recipe `finetune` without frozen epochs and slower first layers, as both tasks are far from
 CIFAR-10; from scratch the same is followed for as many epochs, with a learning rate of its own for each task. All that
-was chosen, for both, by cross-validation on the training images alone. What a seed gives is the figure after the last
-epoch.
+was chosen, for both, by cross-validation on the training images alone, with weights of half as many epochs, which
+shipped before. What a seed gives is the figure after the last epoch.
 """
 
 import argparse
