@@ -268,7 +268,7 @@ def test_what_is_recorded_of_lambda_is_what_its_runs_say():
 def test_the_readme_says_what_the_study_found():
     results = Path(study.__file__).parents[1] / "weights" / "results"
     runs, table = (read_rows(results / f"study_finetune{which}.csv") for which in ("", "_summary"))
-    assert len(runs) == 40 and len({(row["task"], row["start"], row["seed"]) for row in runs}) == 40
+    assert len(runs) == 50 and len({(row["task"], row["start"], row["seed"]) for row in runs}) == 50
     sizes = {"hymenoptera": study_finetune.SIZE, "digits-10-of-each": study_finetune.SIZE_OF_DIGITS}
     assert {(row["task"], row["img_size"]) for row in runs} == {(task, str(size)) for task, size in sizes.items()}
     for row in study_finetune.summary(runs):
