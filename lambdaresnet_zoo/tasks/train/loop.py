@@ -29,11 +29,12 @@ LOOK = 10  # steps between two looks at a GPU's losses and the others' wishes, e
 class Training(TrainState):
     """The loop over a ``TrainState``; made with the same arguments."""
 
-    def finish(self, evaluate: Callable[[int], dict[str, float]] | None) -> bool:
+    def finish(self, evaluate: Callable[[int], dict[str, float]] | None, stop: StopSignal) -> bool:
         """Train to the last step.
 
         Args:
             evaluate: called with the number of epochs done; gives a row of figures, empty where it was interrupted.
+            stop: SIGTERM, also of before the first step.
 
         Returns:
             Whether it was finished; False if SIGTERM stopped it, with a checkpoint written.
@@ -43,46 +44,45 @@ class Training(TrainState):
             UserError: a checkpoint cannot be written, or an image cannot be read.
         """
         plan, progress, place = self.plan, self.progress, self.place
-        with StopSignal() as stop:
-            if not progress.evaluated and not self._end_epoch(evaluate, stop):
+        if not progress.evaluated and not self._end_epoch(evaluate, stop):
+            return False
+        self._begin_epoch(progress.step // plan.steps_per_epoch)
+        bar = tqdm(
+            range(progress.step, plan.steps),
+            desc="train",
+            initial=progress.step,
+            total=plan.steps,
+            disable=not place.progress,
+            dynamic_ncols=True,
+        )
+        batches = self.batches(progress.step)
+        start = time.perf_counter()
+        for step in bar:
+            epoch, within = divmod(step, plan.steps_per_epoch)
+            if not within:
+                self._begin_epoch(epoch)
+            if self.schedule is not None:
+                self.schedule.step_update(step)
+            self._update(batches, epoch)
+            progress.step = step + 1
+            ends = within + 1 == plan.steps_per_epoch
+            saves = ends or (self.options.checkpoint_steps and progress.step % self.options.checkpoint_steps == 0)
+            stops = False
+            if saves or place.device.type == "cpu" or progress.step % LOOK == 0:
+                stops = self._look(stop.requested)
+            if progress.step % self.options.log_interval == 0:
+                self._log_step(bar)
+            if saves or stops:
+                progress.seconds += time.perf_counter() - start
+                progress.evaluated = not ends
+                self.save()
+                start = time.perf_counter()
+            if stops:
                 return False
-            self._begin_epoch(progress.step // plan.steps_per_epoch)
-            bar = tqdm(
-                range(progress.step, plan.steps),
-                desc="train",
-                initial=progress.step,
-                total=plan.steps,
-                disable=not place.progress,
-                dynamic_ncols=True,
-            )
-            batches = self.batches(progress.step)
-            start = time.perf_counter()
-            for step in bar:
-                epoch, within = divmod(step, plan.steps_per_epoch)
-                if not within:
-                    self._begin_epoch(epoch)
-                if self.schedule is not None:
-                    self.schedule.step_update(step)
-                self._update(batches, epoch)
-                progress.step = step + 1
-                ends = within + 1 == plan.steps_per_epoch
-                saves = ends or (self.options.checkpoint_steps and progress.step % self.options.checkpoint_steps == 0)
-                stops = False
-                if saves or place.device.type == "cpu" or progress.step % LOOK == 0:
-                    stops = self._look(stop.requested)
-                if progress.step % self.options.log_interval == 0:
-                    self._log_step(bar)
-                if saves or stops:
-                    progress.seconds += time.perf_counter() - start
-                    progress.evaluated = not ends
-                    self.save()
-                    start = time.perf_counter()
-                if stops:
+            if ends:
+                if not self._end_epoch(evaluate, stop):
                     return False
-                if ends:
-                    if not self._end_epoch(evaluate, stop):
-                        return False
-                    start = time.perf_counter()
+                start = time.perf_counter()
         return True
 
     def _begin_epoch(self, epoch: int) -> None:

@@ -14,7 +14,7 @@ from torch import nn
 
 from ...errors import UserError, first_line
 from ...weights.files import write_whole
-from ..checkpoints import LAST, Diverged, read_state
+from ..checkpoints import LAST, Diverged, StopSignal, read_state
 from ..loading import usable_device
 from ..processes import SharedError, take_part, together
 from ..validate import Measurement
@@ -50,7 +50,11 @@ def train(options: TrainOptions) -> int:
         UserError: training cannot begin, or not go on.
         KeyboardInterrupt: Ctrl-C, of which stderr tells how to continue.
     """
-    with take_part(options.device) as (device, process, processes), _determined(options, device):
+    with (
+        take_part(options.device) as (device, process, processes),
+        _determined(options, device),
+        StopSignal() as stop,  # to the end: what is exported is finished, which takes seconds
+    ):
         shown = options.progress if options.progress is not None else sys.stderr.isatty()
         place = Place(Path(options.output), device, process, processes, shown and not process)
         try:
@@ -62,7 +66,7 @@ def train(options: TrainOptions) -> int:
         if options.dry_run:
             return 0
         try:
-            return run.finish()
+            return run.finish(stop)
         except Diverged as error:
             if place.is_first:
                 print(f"error: {error}", file=sys.stderr)
@@ -213,14 +217,14 @@ class _Run:
             return
         training.resume(path)
 
-    def finish(self) -> int:
+    def finish(self, stop: StopSignal) -> int:
         """Train, and write what is left in the end; returns the exit status."""
         options, place, training = self.options, self.place, self.training
         if options.tensorboard and place.is_first:
             from torch.utils.tensorboard import SummaryWriter
 
             training.board = SummaryWriter(str(place.output / "tensorboard"), purge_step=training.progress.step)
-        finished = training.finish(self._evaluate if self.data.validation is not None else None)
+        finished = training.finish(self._evaluate if self.data.validation is not None else None, stop)
         if training.board is not None:
             training.board.close()
         if not finished:

@@ -59,6 +59,24 @@ def test_a_checkpoint_alone_goes_on_without_the_best_before(train, tmp_path, mon
     assert (status, err) == (0, []) and "epoch 2" in out[-1]
 
 
+@pytest.mark.parametrize(("moment", "told"), [("check_images", "stopped at step 1; --resume"), ("export_model", "")])
+def test_a_signal_before_the_first_step_and_after_the_last(train, tmp_path, monkeypatch, moment, told):
+    """It is heeded once there is something to save, and what is being exported is finished."""
+    from lambdaresnet_zoo.tasks.train import run
+
+    real = getattr(run, moment)
+
+    def signalled(*arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return real(*arguments)
+
+    monkeypatch.setattr(run, moment, signalled)
+    status, _, err = train("--output", tmp_path, "--epochs", 1)
+    assert status == 0 and [line[: len(told)] for line in err] == [told] * bool(told)
+    assert (tmp_path / "last.pt").exists() and (tmp_path / "model").exists() == (moment == "export_model")
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
 def test_what_is_not_given_any_more_makes_another_run():
     with pytest.raises(UserError, match=r"another run: b 3 there, 2 here; c there is not|c 4 there, not set here"):
         check_run("x", {"a": 1, "b": 3, "c": 4}, {"a": 1, "b": 2})
