@@ -124,6 +124,7 @@ def studied(cifar, tmp_path):
     """A run on these images, and the csv of its study."""
     arguments = ["--data", str(cifar), "--output", str(tmp_path / "runs"), "--results", str(tmp_path / "runs.csv")]
     arguments += ["--device", "cpu", "--workers", "0", "--seeds", "3", "--set", "epochs=1"]
+    arguments += ["--set", "warmup_epochs=0"]
     arguments += ["--models", "lambdaresnet32px", "--recipe", "cifar10-28ep"]
     assert study_lambda.main(arguments) == 0
     return [str(tmp_path / "runs.csv"), str(tmp_path / "runs"), "--data", str(cifar), "--lossless", str(cifar)]
@@ -148,7 +149,7 @@ def test_what_a_study_left_is_shipped_in_one_command(studied, tmp_path, capsys, 
     rows, runs = read_rows(ship.CIFAR10), read_rows(Path(studied[0]))
     assert [{key: row[key] for key in runs[0]} for row in rows] == runs and written == [rows]
     assert [row["top1_lossless"] for row in rows] == [row["top1"] for row in runs]  # the same images
-    assert cifar10_recipe(rows[0]).endswith("--recipe cifar10-28ep`) with epochs=1, 1 epochs")
+    assert cifar10_recipe(rows[0]).endswith("--recipe cifar10-28ep`) with epochs=1 warmup_epochs=0, 1 epochs")
 
     before = {path.name: path.read_bytes() for path in place.iterdir()}
     top1 = float(runs[0]["top1"])

@@ -25,6 +25,7 @@ from .samples import Samples, collate
 __all__ = ["Loop", "Training"]
 
 LOG = "log.csv"
+CONTENT = ("step", "model", "optimizer", "scaler")  # of a checkpoint, beside what run it is of
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ class Training:
         """
         path = path or self.checkpoint
         state = read_state(path, self.loop.device)
-        check_run(path, state, self.run)
+        check_run(path, {key: value for key, value in state.items() if key not in CONTENT}, self.run)
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
