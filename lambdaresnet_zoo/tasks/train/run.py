@@ -125,9 +125,15 @@ def _check(options: TrainOptions, place: Place) -> None:
             from torch.utils.tensorboard import SummaryWriter  # noqa: F401
         except ImportError as error:
             raise UserError('--tensorboard needs tensorboard: pip install "lambdaresnet-zoo[train]"') from error
-    own = options.resume == "" or (options.resume and Path(options.resume).parent.resolve() == place.output.resolve())
-    if place.is_first and not own and (place.output / LAST).exists() and not options.dry_run:
+    begins = options.resume is None or _taken_over(options, place.output) is not None
+    if place.is_first and begins and (place.output / LAST).exists() and not options.dry_run:
         raise UserError(f"{place.output} holds a run; continue it with --resume, or give another --output")
+
+
+def _taken_over(options: TrainOptions, output: Path) -> Path | None:
+    """The checkpoint of another folder that a run goes on from."""
+    path = Path(options.resume) if options.resume else output / LAST
+    return None if path.parent.resolve() == output.resolve() else path
 
 
 def _check_output(output: Path, options: TrainOptions) -> None:
@@ -179,8 +185,8 @@ class _Run:
         for name in (LAST, BEST, STEPS, SUMMARY, ARGS):  # what a killed process was writing
             for left in output.glob(f".{name}.*.tmp"):
                 left.unlink(missing_ok=True)
-        resumed = Path(self.options.resume) if self.options.resume else output / LAST
-        if resumed.parent.resolve() == output.resolve():
+        resumed = _taken_over(self.options, output)
+        if resumed is None:
             return
         try:
             for source, name in ((resumed, LAST), *((resumed.parent / name, name) for name in (BEST, STEPS, SUMMARY))):

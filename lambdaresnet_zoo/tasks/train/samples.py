@@ -6,7 +6,8 @@
 
 import random
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import count
 from typing import Any, NamedTuple, Protocol
 
@@ -131,18 +132,27 @@ class TrainSamples(Dataset[Any]):
         order = self.order(epoch)
         if hasattr(self.images, "set_epoch"):  # others are dealt out in each
             self.images.set_epoch(epoch)
-        problems: list[tuple[str, str]] = []
-        for attempt in range(min(ATTEMPTS, len(order))):
-            index = int(order[(place + attempt) % len(order)])
-            seed_everything(self.seed * 1_000_003 + number)
-            try:
-                image, target = self.images.pair(index)
-                return self.transform(image), target, problems, ""
-            except UserError as error:
-                return None, 0, problems, f"{self.images.name(index)}: {error}"
-            except Exception as error:  # a decoder may raise anything on a damaged file
-                problems.append((self.images.name(index), image_problem(error)))
-        return None, 0, problems, _in_a_row(problems)
+        seed = self.seed * 1_000_003 + number
+        indices = (int(order[(place + attempt) % len(order)]) for attempt in range(min(ATTEMPTS, len(order))))
+        found = ((partial(self.images.name, index), partial(self.images.pair, index)) for index in indices)
+        return _first_readable(found, self.transform, seed)
+
+
+def _first_readable(
+    samples: Iterable[tuple[Callable[[], str], Callable[[], tuple[Any, Any]]]], transform: Any, seed: int
+) -> Item:
+    """The first of some samples, each what names it and what reads it, that can be read."""
+    problems: list[tuple[str, str]] = []
+    for name, read in samples:
+        seed_everything(seed)
+        try:
+            image, target = read()
+            return transform(image), target if isinstance(target, Tensor) else int(target), problems, ""
+        except UserError as error:
+            return None, 0, problems, f"{name()}: {error}"
+        except Exception as error:  # a decoder may raise anything on a damaged file
+            problems.append((name(), image_problem(error)))
+    return None, 0, problems, f"{len(problems)} images in a row cannot be decoded, from {problems[0][0]} on"
 
 
 class TrainStream(StreamedImages):
@@ -197,7 +207,7 @@ class TrainStream(StreamedImages):
                     ahead.append(next(samples))
                 if position >= self.skip * self.batch_size:
                     seed = (self.seed * 1_000_003 + self.epoch) * 1_000_003 + position * 1009 + place
-                    yield self._read(samples, ahead, seed)
+                    yield _first_readable(self._ahead(samples, ahead), self.transform, seed)
                 ahead.popleft()
             except StopIteration:
                 return
@@ -205,26 +215,15 @@ class TrainStream(StreamedImages):
                 yield None, 0, [], f"{self.reader.root} cannot be read on: {first_line(error)}"
                 return
 
-    def _read(self, samples: Iterator[tuple[str, Any]], ahead: deque[tuple[str, Any]], seed: int) -> Item:
-        """The first sample ahead that can be read."""
-        problems: list[tuple[str, str]] = []
+    def _ahead(
+        self, samples: Iterator[tuple[str, Any]], ahead: deque[tuple[str, Any]]
+    ) -> Iterator[tuple[Callable[[], str], Callable[[], tuple[Any, Any]]]]:
+        """Samples from this position on, which stay for the positions that follow."""
         for attempt in range(ATTEMPTS):
             if len(ahead) == attempt:
-                ahead.append(next(samples))
+                ahead.append(next(samples))  # they do not end
             name, read = ahead[attempt]
-            seed_everything(seed)
-            try:
-                image, target = read()
-                return self.transform(image), int(target), problems, ""
-            except UserError as error:
-                return None, 0, problems, f"{name}: {error}"
-            except Exception as error:  # a decoder may raise anything on a damaged file
-                problems.append((name, image_problem(error)))
-        return None, 0, problems, _in_a_row(problems)
-
-
-def _in_a_row(problems: list[tuple[str, str]]) -> str:
-    return f"{len(problems)} images in a row cannot be decoded, from {problems[0][0]} on"
+            yield partial(str, name), read
 
 
 class TrainCollate:
