@@ -22,6 +22,8 @@ V value depth, U intra-depth, H heads. On a grid of h x w, N = M = h * w.
     output   [B, H, V, N]
 """
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -29,6 +31,7 @@ from torch import Tensor
 __all__ = [
     "ORDERS",
     "choose_order",
+    "chunks",
     "content_gradients",
     "content_lambda",
     "content_output",
@@ -174,6 +177,12 @@ def convolution_order(queries: Tensor, values: Tensor, table: Tensor, height: in
     lambdas = F.conv2d(grid, table.to(values.dtype), padding=padding)  # [BV, K, h, w]
     lambdas = lambdas.reshape(batch, v, k, n).permute(0, 3, 2, 1)  # [B, N, K, V]
     return _apply(queries, lambdas)
+
+
+def chunks(batch: int, size: int) -> Iterator[slice]:
+    """Images that are contracted at once, ``size`` of them."""
+    for start in range(0, batch, size):
+        yield slice(start, start + size)
 
 
 def expand_table(table: Tensor, height: int, width: int) -> Tensor:

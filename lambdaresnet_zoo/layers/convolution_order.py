@@ -18,7 +18,7 @@ V value depth, U intra-depth, H heads. On a grid of h x w, N = M = h * w.
 import torch.nn.functional as F
 from torch import Tensor
 
-from .contraction import content_output
+from .contraction import chunks, content_output
 
 __all__ = ["forward"]
 
@@ -44,8 +44,7 @@ def forward(
     cut = [max(0, extent // 2 - side + 1) for extent, side in zip(table.shape[2:], (height, width), strict=True)]
     kernel = table[:, :, cut[0] : table.shape[2] - cut[0], cut[1] : table.shape[3] - cut[1]].to(values.dtype)
     padding = [extent // 2 for extent in kernel.shape[2:]]
-    for start in range(0, batch, chunk):
-        images = slice(start, start + chunk)
+    for images in chunks(batch, chunk):
         grid = values[images].reshape(-1, u, height, width)
         found = F.conv2d(grid, kernel, padding=padding).reshape(-1, 1, v, k, n)
         of_heads = queries[images].unsqueeze(2)  # [b, H, 1, K, N]

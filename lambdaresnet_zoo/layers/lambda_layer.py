@@ -348,7 +348,7 @@ def lambda_grid(
             shift = bias.to(queries.dtype if lambdas is None else lambdas.dtype)[None, :, None]
             lambdas = shift.expand(batch, -1, value_depth) if lambdas is None else lambdas + shift
         out = grid_output(queries, values, table, lambdas, height, width, order, memory)
-    return out.reshape(batch, -1, height, width)
+    return out.reshape(batch, num_heads * value_depth, height, width)
 
 
 torch.fx.wrap("lambda_grid")

@@ -19,8 +19,8 @@ V value depth, U intra-depth, H heads; O offsets of a tile.
 import torch
 from torch import Tensor
 
-from .contraction import content_gradients, content_output
-from .grid import Grid
+from .contraction import chunks, content_gradients, content_output
+from .grid import Tiles, Windows
 from .scratch import Scratch
 from .tiles import Tiling, by_context, by_offset, offset_table, offset_table_backward
 
@@ -31,18 +31,18 @@ def forward(queries: Tensor, values: Tensor, table: Tensor, lambdas: Tensor | No
     """Output [B, H, V, N] for queries [B, H, K, N], values [B, V, U, N], table and content lambdas, of one dtype."""
     batch, heads, k, n = queries.shape
     v = values.shape[1]
-    grid = Grid(queries, values, tiling)
+    tiles, context = Tiles(queries, tiling), Windows(values, tiling)
     output = queries.new_zeros(batch, heads, v, n) if lambdas is None else content_output(queries, lambdas)
-    maps = output.view(batch, heads, v, tiling.y.size, tiling.x.size)
+    sums = Tiles(output, tiling)
     scratch = Scratch(queries)
     for row in range(tiling.y.tiles):
         kernel = offset_table(table.to(queries.dtype), tiling, row).view(k, -1)  # [K, UO]
-        for images in grid.chunks():
-            q = grid.tile_maps(images, row).transpose(1, 2).reshape(-1, k)  # [bHN, K]
-            windows = grid.windows(images, row)  # [b, V, UM]
+        for images in chunks(batch, tiling.chunk):
+            q = tiles.by_map(images, row).transpose(1, 2).reshape(-1, k)  # [bHN, K]
+            windows = context.of(images, row)  # [b, V, UM]
             _, scores = _scores(scratch, q, kernel, windows, tiling, row)  # [b, HN, UM]
             found = torch.bmm(windows, scores.transpose(1, 2))  # [b, V, HN]
-            grid.add_tiles(maps, found.view(-1, v, heads, tiling.queries).transpose(1, 2), images, row)
+            sums.add(found.view(-1, v, heads, tiling.queries).transpose(1, 2), images, row)
     return output
 
 
@@ -50,35 +50,33 @@ def backward(
     gradient: Tensor, queries: Tensor, values: Tensor, table: Tensor, lambdas: Tensor | None, tiling: Tiling
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Gradients of queries, values, table and content lambdas from that of the output, [B, H, V, N]."""
-    batch, heads, k, n = queries.shape
-    v, u = values.shape[1:3]
-    grid = Grid(queries, values, tiling)
+    batch, _, k, _ = queries.shape
+    v = values.shape[1]
     gradient = gradient.contiguous()
-    gradients = Grid(gradient, values, tiling)
+    tiles, context, gradients = Tiles(queries, tiling), Windows(values, tiling), Tiles(gradient, tiling)
     of_queries, of_lambdas = content_gradients(gradient, queries, lambdas)
-    query_maps = of_queries.view(batch, heads, k, tiling.y.size, tiling.x.size)
+    of_tiles = Tiles(of_queries, tiling)
     # Sums over tiles and over images are in float32 at least, that of the table in its own dtype, which is.
-    wide = torch.promote_types(values.dtype, torch.float32)
-    of_values = grid.padded_values.new_zeros(grid.padded_values.shape, dtype=wide)
+    of_context = Windows(values.new_zeros(values.shape, dtype=torch.promote_types(values.dtype, torch.float32)), tiling)
     of_table = torch.zeros_like(table, memory_format=torch.contiguous_format)
     scratch = Scratch(queries)
     for row in range(tiling.y.tiles):
         padded = offset_table(table.to(queries.dtype), tiling, row)
         kernel = padded.view(k, -1)  # [K, UO]
         of_kernel = torch.zeros_like(kernel, dtype=table.dtype)
-        for images in grid.chunks():
-            q = grid.tile_maps(images, row).transpose(1, 2).reshape(-1, k)  # [bHN, K]
-            windows = grid.windows(images, row)  # [b, V, UM]
-            arriving = gradients.tile_maps(images, row).transpose(1, 2).reshape(windows.shape[0], -1, v)  # [b, HN, V]
+        for images in chunks(batch, tiling.chunk):
+            q = tiles.by_map(images, row).transpose(1, 2).reshape(-1, k)  # [bHN, K]
+            windows = context.of(images, row)  # [b, V, UM]
+            arriving = gradients.by_map(images, row).transpose(1, 2).reshape(windows.shape[0], -1, v)  # [b, HN, V]
             offsets, scores = _scores(scratch, q, kernel, windows, tiling, row)
-            grid.add_windows(of_values, torch.bmm(arriving.transpose(1, 2), scores), images, row)
+            of_context.add(torch.bmm(arriving.transpose(1, 2), scores), images, row)
             # Gradients take the place of what they are of.
             moved = by_offset(torch.bmm(arriving, windows, out=scores), offsets, tiling, row)  # [bHN, UO]
             of_q = (moved @ kernel.T).view(-1, tiling.queries, k)
-            grid.add_tiles(query_maps, of_q.transpose(1, 2), images, row)
+            of_tiles.add(of_q.transpose(1, 2), images, row)
             of_kernel += q.T @ moved
         of_table += offset_table_backward(of_kernel.view(padded.shape), table, tiling, row)
-    return of_queries, grid.cropped(of_values).reshape(batch, v, u, n).to(values.dtype), of_table, of_lambdas
+    return of_queries, of_context.values().to(values.dtype), of_table, of_lambdas
 
 
 def _scores(scratch: Scratch, q: Tensor, kernel: Tensor, windows: Tensor, tiling: Tiling, row: int) -> list[Tensor]:

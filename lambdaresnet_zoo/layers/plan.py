@@ -33,6 +33,7 @@ COSTS = Path(__file__).with_name("costs.json")
 IMPLEMENTATIONS = ("lambda", "query", "convolution", "kernel")
 TILES = (1, 2, 4, 7, 8, 16)
 MIB = 2**20
+NEEDED = {"measured", "scratch_mib", "memory_mib", "forward", "training"}  # of each set of costs
 NOT_MEASURED = "not measured on this kind of device"
 NEAR = 1.05
 """In training of several images, of plans that take at most so many times as long as the fastest, the leanest is taken:
@@ -243,6 +244,8 @@ def _tilings(shape: Shape, size: int, scratch: float) -> list[Tiling]:
     holds; and whole, with half as many, too. All by embeddings and by offset.
     """
     found = set()
+    # Where a scope reaches across most of the grid, padding would mostly add zeros to what a tile sees; and columns are
+    # not clipped (see layers.tiles), so they are then not cut at all.
     across_y, across_x = (2 * (extent // 2) >= side for extent, side in _sides(shape))
     either = (True, False)
     for tile_y, tile_x, padded, by_offset in product(_tiles(shape.height), _tiles(shape.width), either, either):
@@ -252,12 +255,13 @@ def _tilings(shape: Shape, size: int, scratch: float) -> list[Tiling]:
         x = make_axis(shape.width, shape.columns, tile_x)
         tiling = Tiling(y, x, 1, by_offset)
         each = _most(tiling.offsets if by_offset else tiling.context, tiling)
+        # Scores of an image, of all tiles of a row, which are contracted at once.
         one = y.tile * x.covered * each * shape.intra_depth * shape.heads * size
-        if by_offset and one > 2 * scratch and tile_y > 1:  # a lower tile fits the cache
+        if by_offset and one > 2 * scratch and tile_y > 1:  # which pays in the cache alone; a lower tile fits it
             continue
         chunk = _even(shape.batch, int(scratch // one))
         found.add(replace(tiling, chunk=chunk))
-        if tiling.whole:
+        if tiling.whole:  # where nothing else can be made smaller
             found.add(replace(tiling, chunk=math.ceil(chunk / 2)))
     return sorted(found, key=lambda tiling: (-tiling.y.tile, -tiling.x.tile))
 
@@ -320,6 +324,8 @@ def _environment() -> tuple[str, str]:
 
 def _budget(device: str, memory: float) -> float:
     given = memory or float(_environment()[0] or 0)
+    if not 0 <= given < math.inf:
+        raise ValueError(f"LAMBDARESNET_ZOO_MEMORY must be a number of MiB of at least 0, got {given:g}")
     return MIB * (given or _costs(device)["memory_mib"])
 
 
@@ -335,4 +341,7 @@ def _read_costs(path: Path) -> dict[str, Any]:
         costs: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(f"LAMBDARESNET_ZOO_COSTS {path} cannot be read: {error}") from error
+    sets = [costs.get("other"), *costs.values()] if isinstance(costs, dict) else [None]
+    if not all(isinstance(found, dict) and set(found) >= NEEDED for found in sets):
+        raise ValueError(f"LAMBDARESNET_ZOO_COSTS {path} is no cost model; lambdaresnet-zoo plan --fit FILE writes one")
     return costs

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from . import convolution_order, offset_order, query_order
-from .contraction import choose_order, content_output, plain_output
+from .contraction import choose_order, chunks, content_output, plain_output
 from .kernels import fused_position, unavailable
 from .plan import Plan, Shape, make_plan
 
@@ -209,7 +209,7 @@ def run(
         else:
             parts = [
                 plain_output(q[i], v[i], table, None if c is None else c[i], height, width, plan.order)
-                for i in _chunks(q.shape[0], plan.chunk)
+                for i in chunks(q.shape[0], plan.chunk)
             ]
             output = torch.cat(parts) if parts else q.new_empty(0, q.shape[1], v.shape[1], q.shape[3])
         return output.to(queries.dtype)
@@ -268,7 +268,7 @@ def _plain_gradients(
     """By torch's own gradients of a plain order, a chunk of images at a time."""
     of_table = torch.zeros_like(table)
     parts: list[list[Tensor]] = [[], [], []]
-    for images in _chunks(queries.shape[0], plan.chunk):
+    for images in chunks(queries.shape[0], plan.chunk):
         chunk = [None if t is None else t[images].detach().requires_grad_() for t in (queries, values, lambdas)]
         shared = table.detach().requires_grad_()
         q, v, c = chunk
@@ -321,10 +321,6 @@ def _computed(queries: Tensor, values: Tensor, lambdas: Tensor | None) -> tuple[
     if queries.device.type == "cpu" and dtype in (torch.float16, torch.bfloat16):
         dtype = torch.float32
     return queries.to(dtype), values.to(dtype), None if lambdas is None else lambdas.to(dtype)
-
-
-def _chunks(batch: int, size: int) -> list[slice]:
-    return [slice(start, start + size) for start in range(0, batch, size)]
 
 
 def _without_autocast(device: str) -> Any:

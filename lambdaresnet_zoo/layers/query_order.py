@@ -21,8 +21,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from .contraction import content_gradients
-from .grid import Grid
+from .contraction import chunks, content_gradients
+from .grid import Tiles, Windows
 from .scratch import Scratch
 from .tiles import Tiling, cached_embeddings, embeddings, embeddings_backward
 
@@ -44,26 +44,26 @@ def forward(
     """
     batch, heads, _, n = queries.shape
     v = values.shape[1]
-    grid = Grid(queries, values, tiling)
+    tiles, context = Tiles(queries, tiling), Windows(values, tiling)
     output = (queries.new_empty if tiling.whole else queries.new_zeros)(batch, heads, v, n)
-    maps = output.view(batch, heads, v, tiling.y.size, tiling.x.size)
+    sums = Tiles(output, tiling)
     scratch = Scratch(queries)
     for row, block in _blocks(table, tiling, queries.dtype, cache, content=lambdas is not None):
-        for images in grid.chunks():
-            q = grid.tile_queries(images, row)  # [N, bH, K]
-            windows = grid.windows(images, row)  # [b, V, UM]
-            count, _, context = windows.shape
+        for images in chunks(batch, tiling.chunk):
+            q = tiles.by_position(images, row)  # [N, bH, K]
+            windows = context.of(images, row)  # [b, V, UM]
+            count, _, seen = windows.shape
             scores, by_head = scratch((*q.shape[:2], block.shape[2]), (count, heads, v, block.shape[2]))
             torch.bmm(q, block, out=scores)
-            by_head[..., :context] = windows.unsqueeze(1)
+            by_head[..., :seen] = windows.unsqueeze(1)
             if lambdas is not None:  # of an image, for each of its tiles and heads
                 of_image = by_head.view(-1, tiling.x.tiles, heads, v, block.shape[2])
-                of_image[..., context:] = lambdas[images].transpose(1, 2)[:, None, None]
+                of_image[..., seen:] = lambdas[images].transpose(1, 2)[:, None, None]
             repeated = by_head.flatten(0, 1)
             if tiling.whole:
                 torch.bmm(repeated, scores.permute(1, 2, 0), out=output[images].view(-1, v, n))
             else:
-                grid.add_tiles(maps, torch.bmm(repeated, scores.permute(1, 2, 0)), images, row)
+                sums.add(torch.bmm(repeated, scores.permute(1, 2, 0)), images, row)
         del block  # before the next is built
     return output
 
@@ -72,40 +72,38 @@ def backward(
     gradient: Tensor, queries: Tensor, values: Tensor, table: Tensor, lambdas: Tensor | None, tiling: Tiling
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Gradients of queries, values, table and content lambdas from that of the output, [B, H, V, N]."""
-    batch, heads, k, n = queries.shape
-    v, u = values.shape[1:3]
-    grid = Grid(queries, values, tiling)
+    batch, heads = queries.shape[:2]
+    v = values.shape[1]
     gradient = gradient.contiguous()
+    tiles, context, gradients = Tiles(queries, tiling), Windows(values, tiling), Tiles(gradient, tiling)
     of_queries, of_lambdas = content_gradients(gradient, queries, lambdas)
-    query_maps = of_queries.view(batch, heads, k, tiling.y.size, tiling.x.size)
-    gradients = Grid(gradient, values, tiling)
+    of_tiles = Tiles(of_queries, tiling)
     # Sums over tiles and over images are in float32 at least, that of the table in its own dtype, which is.
-    wide = torch.promote_types(values.dtype, torch.float32)
-    of_values = grid.padded_values.new_zeros(grid.padded_values.shape, dtype=wide)
+    of_context = Windows(values.new_zeros(values.shape, dtype=torch.promote_types(values.dtype, torch.float32)), tiling)
     of_table = torch.zeros_like(table, memory_format=torch.contiguous_format)
     scratch = Scratch(queries)
     for row, block in _blocks(table, tiling, queries.dtype, cache=False):
         of_block: Tensor | None = None
-        for images in grid.chunks():
-            q = grid.tile_queries(images, row)  # [N, bH, K]
-            windows = grid.windows(images, row)  # [b, V, UM]
-            count, _, context = windows.shape
-            arriving = gradients.tile_maps(images, row)  # [bH, V, N]
+        for images in chunks(batch, tiling.chunk):
+            q = tiles.by_position(images, row)  # [N, bH, K]
+            windows = context.of(images, row)  # [b, V, UM]
+            count, _, seen = windows.shape
+            arriving = gradients.by_map(images, row)  # [bH, V, N]
             # The scores first, then their gradient, in the same buffer: no two maps are held at once.
-            (buffer,) = scratch((*q.shape[:2], context))
+            (buffer,) = scratch((*q.shape[:2], seen))
             torch.bmm(q, block, out=buffer)
-            by_head = buffer.view(tiling.queries, count, heads, context)
+            by_head = buffer.view(tiling.queries, count, heads, seen)
             by_image = arriving.view(count, heads, v, tiling.queries)
-            of_windows = queries.new_zeros(count, v, context)
+            of_windows = queries.new_zeros(count, v, seen)
             for head in range(heads):
                 of_windows.baddbmm_(by_image[:, head], by_head[:, :, head].transpose(0, 1))
-            grid.add_windows(of_values, of_windows, images, row)
-            of_scores = buffer.view(count * heads, tiling.queries, context)
-            repeated = windows.unsqueeze(1).expand(-1, heads, -1, -1).reshape(-1, v, context)
+            of_context.add(of_windows, images, row)
+            of_scores = buffer.view(count * heads, tiling.queries, seen)
+            repeated = windows.unsqueeze(1).expand(-1, heads, -1, -1).reshape(-1, v, seen)
             torch.bmm(arriving.transpose(1, 2), repeated, out=of_scores)
             del repeated
             by_position = of_scores.transpose(0, 1)  # [N, bH, UM], no copy
-            grid.add_tiles(query_maps, torch.bmm(by_position, block.transpose(1, 2)).permute(1, 2, 0), images, row)
+            of_tiles.add(torch.bmm(by_position, block.transpose(1, 2)).permute(1, 2, 0), images, row)
             if of_block is not None and of_block.dtype == q.dtype:
                 of_block.baddbmm_(q.transpose(1, 2), by_position)
             else:  # no zeros to add to, at first: a pass over fresh memory costs what a product does
@@ -115,7 +113,7 @@ def backward(
         if of_block is not None:
             of_table += embeddings_backward(of_block, table, tiling, row)
             of_block = None
-    return of_queries, grid.cropped(of_values).reshape(batch, v, u, n).to(values.dtype), of_table, of_lambdas
+    return of_queries, of_context.values().to(values.dtype), of_table, of_lambdas
 
 
 def _blocks(

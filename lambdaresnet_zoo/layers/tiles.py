@@ -212,7 +212,8 @@ def _shift_and_sum(pairs: Tensor) -> Tensor:
 
 def _margins(axis: Axis, extent: int, index: int) -> tuple[int, int]:
     """Zeros before and after the table along an axis; negative where the tile does not reach its ends."""
-    # The entry of query 0 and context 0.
+    # The entry of the table, along the axis, of the tile's first query and its window's first position, which counts
+    # the padding: the middle is offset 0.
     first = extent // 2 - axis.pad + axis.window(index).start - index * axis.tile
     return axis.tile - 1 - first, first + axis.extent(index) - extent
 

@@ -4,8 +4,8 @@ Importing this imports no Triton: ``unavailable`` says, for a device and a dtype
 cannot serve. Under Triton's interpreter (``TRITON_INTERPRET=1`` in the environment before Triton is
 imported) they run on CPU, for tests.
 
-Not measured on a GPU. On a machine with one, check them first without the interpreter, by
-``pytest tests/layers/kernels``; then measure, and refit what ``launch.py`` keeps as data.
+On an H100 they were held against the float64 reference and timed (see the README's benchmark). On another GPU, check
+them first, by ``pytest tests/layers/kernels``; then measure, and refit what ``launch.py`` keeps as data.
 """
 
 from .availability import unavailable

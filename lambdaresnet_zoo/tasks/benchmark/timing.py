@@ -1,7 +1,9 @@
 """Time in interleaved rounds.
 
 Times of one machine at different moments do not compare, so everything that is compared runs in turns (A B C,
-B C A, ...), and a ratio is taken within each round before the median is.
+B C A, ...), and a ratio is taken within each round before the median is. What is timed is the steady state: the first
+few passes after another's find its data in the caches and its holes in the heap, take up to twice as long, and are
+not timed.
 """
 
 import math
@@ -15,8 +17,9 @@ import torch
 __all__ = ["Clock", "Samples", "interleave"]
 
 SAMPLE_SECONDS = 0.03
-"""A sample is as many passes as take this long, at least one."""
+"""A sample is as many passes as take this long, at least one, after as many that are not timed."""
 WARM_SECONDS = 1.0
+"""A pass that takes so long needs no other before it."""
 LEAST_ROUNDS = 3
 LONG = 3
 """Where rounds take so many times as long as they should, one fewer."""
@@ -64,7 +67,7 @@ def interleave(
     first: Mapping[str, float] | None = None,
     sample: float = SAMPLE_SECONDS,
 ) -> dict[str, Samples]:
-    """Time passes against one another, each warmed up first.
+    """Time passes against one another, each warmed up first, and again before each sample unless it is slow.
 
     Args:
         passes: what to time, by name.
@@ -73,7 +76,7 @@ def interleave(
         seconds: after so many no round begins once there are three, or two after three times as many; what is much
             slower is left out at once.
         first: seconds that a first pass has taken; one of a second or more counts as the warm-up.
-        sample: seconds that a sample takes at least.
+        sample: seconds that a sample takes at least, and what comes before it.
     """
     known = {name: took for name, took in (first or {}).items() if took >= WARM_SECONDS}
     best = {name: known.get(name) or _warm_up(work, clock, sample) for name, work in passes.items()}
@@ -91,9 +94,10 @@ def interleave(
             slower = best[name] / max(min(best.values()), 1e-9)
             if turn >= _rounds(slower, repeats) or (turn and late and slower >= SLOW):
                 continue
+            if slower < SLOW and best[name] < WARM_SECONDS:
+                _run(passes[name], counts[name])
             begin = clock()
-            for _ in range(counts[name]):
-                passes[name]()
+            _run(passes[name], counts[name])
             found[name].append((clock() - begin) / counts[name])
             best[name] = min(best[name], found[name][-1])
     return {name: Samples(times, counts[name]) for name, times in found.items()}
@@ -108,6 +112,11 @@ def _warm_up(work: Callable[[], object], clock: Callable[[], float], sample: flo
         took = clock() - begin
         best, spent = min(best, took), spent + max(took, 1e-6)
     return best
+
+
+def _run(work: Callable[[], object], count: int) -> None:
+    for _ in range(count):
+        work()
 
 
 def _rounds(ratio: float, repeats: int) -> int:

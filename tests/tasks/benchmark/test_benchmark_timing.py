@@ -31,7 +31,27 @@ def test_medians_are_the_costs_and_samples_long_enough():
 def test_rounds_take_turns_and_begin_with_another_each():
     bench = Bench(a=0.03, b=0.03, c=0.03)
     interleave(bench.passes, bench.clock, repeats=3)
-    assert "".join(bench.done) == "abc" + "abc" + "bca" + "cab"  # warm-up, then rounds
+    assert "".join(bench.done) == "abc" + "aabbcc" + "bbccaa" + "ccaabb"  # warm-up, then rounds
+
+
+def test_passes_that_come_after_those_of_another_are_not_timed():
+    bench = Bench(a=lambda turn: 0.01 * _after_another(bench), b=lambda turn: 0.02 * _after_another(bench))
+    found = interleave(bench.passes, bench.clock, repeats=3)
+    assert [round(each, 9) for each in found["a"].seconds + found["b"].seconds] == [0.01] * 3 + [0.02] * 3
+
+
+def test_what_is_slow_needs_no_pass_before_the_one_that_is_timed():
+    bench = Bench(a=0.1, b=0.6)
+    interleave(bench.passes, bench.clock, repeats=2)
+    assert "".join(bench.done) == "ab" + "aab" + "baa"
+    bench = Bench(a=2.0, b=2.0)
+    interleave(bench.passes, bench.clock, repeats=2)
+    assert "".join(bench.done) == "ab" + "ab" + "ba"
+
+
+def _after_another(bench):
+    """Twice the cost for the first pass."""
+    return 2 if len(set(bench.done[-2:])) > 1 else 1
 
 
 def test_what_is_slow_gets_fewer_rounds_and_is_paired_with_the_first():
