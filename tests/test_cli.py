@@ -244,10 +244,18 @@ def test_broken_pipe_is_no_traceback(draw, checkpoint):
     [
         ("IMPL", "fast", "LAMBDARESNET_ZOO_IMPL must be one of"),
         ("MEMORY", "lots", "LAMBDARESNET_ZOO_MEMORY must be a number of MiB, got 'lots'"),
+        ("MEMORY", "-4", "LAMBDARESNET_ZOO_MEMORY must be a number of MiB of at least 0, got -4"),
+        ("MEMORY", "nan", "LAMBDARESNET_ZOO_MEMORY must be a number of MiB of at least 0, got nan"),
         ("COSTS", "no such file", "LAMBDARESNET_ZOO_COSTS no such file cannot be read"),
+        ("COSTS", "[]", "LAMBDARESNET_ZOO_COSTS costs.json is no cost model"),
+        ("COSTS", '{"other": {}}', "LAMBDARESNET_ZOO_COSTS costs.json is no cost model"),
     ],
 )
-def test_an_environment_that_no_plan_can_use_is_one_line(command, monkeypatch, name, value, told):
+def test_an_environment_that_no_plan_can_use_is_one_line(command, monkeypatch, tmp_path, name, value, told):
+    if value[0] in "[{":
+        monkeypatch.chdir(tmp_path)
+        Path("costs.json").write_text(value)
+        value = "costs.json"
     monkeypatch.setenv(f"LAMBDARESNET_ZOO_{name}", value)
     status, out, err = command("published")
     assert status == 2 and out == [] and len(err) == 1 and err[0].startswith(f"error: {told}")

@@ -62,7 +62,10 @@ class Tiles:
 
 
 class Windows:
-    """Values [B, V, U, N], or a sum of that shape, N counting the grid, in the windows that tiles of queries see."""
+    """Values [B, V, U, N], or a sum of that shape, N counting the grid, in the windows that tiles of queries see.
+
+    The positions of a window count from the last to the first, as those of its embeddings do (see layers.tiles).
+    """
 
     def __init__(self, values: Tensor, tiling: Tiling) -> None:
         y, x = tiling.y, tiling.x
@@ -75,15 +78,16 @@ class Windows:
         y, x = self.tiling.y, self.tiling.x
         values = self.padded[images, :, :, y.window(row)]
         if x.tiles == 1:
-            return values.flatten(2)
+            return values.flip(3, 4).flatten(2)
         windows = values.unfold(4, x.extent(0), x.tile)  # [images, V, U, y, tiles, x]
-        return windows.permute(0, 4, 1, 2, 3, 5).reshape(-1, values.shape[1], windows[0, 0, :, :, 0].numel())
+        windows = windows.permute(0, 4, 1, 2, 3, 5).flip(4, 5)
+        return windows.reshape(-1, values.shape[1], windows[0, 0, 0].numel())
 
     def add(self, windows: Tensor, images: slice, row: int) -> None:
         """Add windows [b, V, U * M] of a row of tiles; they overlap."""
         y, x = self.tiling.y, self.tiling.x
         rows = self.padded[images, :, :, y.window(row)]
-        windows = windows.reshape(-1, x.tiles, *rows.shape[1:4], x.extent(0))
+        windows = windows.reshape(-1, x.tiles, *rows.shape[1:4], x.extent(0)).flip(4, 5)
         for tile in range(x.tiles):
             rows[..., x.window(tile)] += windows[:, tile]
 

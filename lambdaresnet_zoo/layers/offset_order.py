@@ -34,7 +34,7 @@ def forward(queries: Tensor, values: Tensor, table: Tensor, lambdas: Tensor | No
     tiles, context = Tiles(queries, tiling), Windows(values, tiling)
     output = queries.new_zeros(batch, heads, v, n) if lambdas is None else content_output(queries, lambdas)
     sums = Tiles(output, tiling)
-    scratch = Scratch(queries)
+    scratch = Scratch(queries, "scores")
     for row in range(tiling.y.tiles):
         kernel = offset_table(table.to(queries.dtype), tiling, row).view(k, -1)  # [K, UO]
         for images in chunks(batch, tiling.chunk):
@@ -59,7 +59,7 @@ def backward(
     # Sums over tiles and over images are in float32 at least, that of the table in its own dtype, which is.
     of_context = Windows(values.new_zeros(values.shape, dtype=torch.promote_types(values.dtype, torch.float32)), tiling)
     of_table = torch.zeros_like(table, memory_format=torch.contiguous_format)
-    scratch = Scratch(queries)
+    scratch = Scratch(queries, "scores")
     for row in range(tiling.y.tiles):
         padded = offset_table(table.to(queries.dtype), tiling, row)
         kernel = padded.view(k, -1)  # [K, UO]

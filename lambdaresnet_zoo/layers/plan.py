@@ -35,7 +35,10 @@ TILES = (1, 2, 4, 7, 8, 16)
 MIB = 2**20
 NEEDED = {"measured", "scratch_mib", "memory_mib", "forward", "training"}  # of each set of costs
 NOT_MEASURED = "not measured on this kind of device"
-NEAR = 1.05
+SHARE = 3
+"""Scratch of a chunk in training may be one part in so many of queries, values and output, where that is more than what
+the costs say: of many images at once it is little beside them, and fewer chunks take less time."""
+NEAR = 1.1
 """In training of several images, of plans that take at most so many times as long as the fastest, the leanest is taken:
 predictions are no more exact than that, and memory is."""
 
@@ -175,7 +178,10 @@ def candidates(
     costs = _costs(device)
     # Half precision is contracted in float32 on a CPU, which has no fast products of it.
     size = 4 if device == "cpu" else dtype.itemsize
-    scratch = min(costs["scratch_mib"]["training" if training else "forward"] * MIB, _budget(device, memory))
+    scratch = costs["scratch_mib"]["training" if training else "forward"] * MIB
+    if training:
+        scratch = max(scratch, _tensors(shape) * size / SHARE)
+    scratch = min(scratch, _budget(device, memory))
     lambdas = min(scratch, costs["scratch_mib"].get("lambdas", math.inf) * MIB)  # which are read more often than scores
     plans = []
     for order in IMPLEMENTATIONS:
@@ -307,6 +313,11 @@ def _memory(shape: Shape, order: str, tiling: Tiling | None, chunk: int, size: i
     block = tiling.queries * s.query_depth * context
     windows = images * s.value_depth * context
     return size * (scores + twice * (block + windows))  # one map serves the scores and their gradient
+
+
+def _tensors(shape: Shape) -> int:
+    """Elements of queries, values and output."""
+    return shape.batch * shape.n * (shape.heads * (shape.query_depth + shape.value_depth) + shape.value_depth)
 
 
 def _sides(shape: Shape) -> tuple[tuple[int, int], tuple[int, int]]:

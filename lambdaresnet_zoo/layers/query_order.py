@@ -3,7 +3,7 @@
     scores[b,h,n,m] = sum_k q[b,h,n,k] e[n,m,k]        output[b,h,n,v] = sum_m scores[b,h,n,m] v[b,m,v]
 
 The scores are never normalised and never kept: a chunk of images and a tile of queries at a time, they live in
-one buffer that is written, read and overwritten, and the backward pass computes them anew. Forward, the content
+one buffer that is written, read and overwritten, and the backward pass computes them anew. In evaluation the content
 lambda is K more positions of context, whose scores are the queries themselves: the output is written once.
 
 Shapes: B batch, N query positions, M context positions, K query depth,
@@ -21,7 +21,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from .contraction import chunks, content_gradients
+from .contraction import chunks, content_gradients, content_output
 from .grid import Tiles, Windows
 from .scratch import Scratch
 from .tiles import Tiling, cached_embeddings, embeddings, embeddings_backward
@@ -45,10 +45,14 @@ def forward(
     batch, heads, _, n = queries.shape
     v = values.shape[1]
     tiles, context = Tiles(queries, tiling), Windows(values, tiling)
-    output = (queries.new_empty if tiling.whole else queries.new_zeros)(batch, heads, v, n)
+    appended = cache and lambdas is not None
+    if lambdas is not None and not appended:  # of its own in training, so that the scratch is no larger than backward's
+        output = content_output(queries, lambdas)
+    else:
+        output = (queries.new_empty if tiling.whole else queries.new_zeros)(batch, heads, v, n)
     sums = Tiles(output, tiling)
-    scratch = Scratch(queries)
-    for row, block in _blocks(table, tiling, queries.dtype, cache, content=lambdas is not None):
+    scratch = Scratch(queries, "scores")
+    for row, block in _blocks(table, tiling, queries.dtype, cache, appended):
         for images in chunks(batch, tiling.chunk):
             q = tiles.by_position(images, row)  # [N, bH, K]
             windows = context.of(images, row)  # [b, V, UM]
@@ -56,15 +60,15 @@ def forward(
             scores, by_head = scratch((*q.shape[:2], block.shape[2]), (count, heads, v, block.shape[2]))
             torch.bmm(q, block, out=scores)
             by_head[..., :seen] = windows.unsqueeze(1)
-            if lambdas is not None:  # of an image, for each of its tiles and heads
+            if lambdas is not None and appended:  # of an image, for each of its tiles and heads
                 of_image = by_head.view(-1, tiling.x.tiles, heads, v, block.shape[2])
                 of_image[..., seen:] = lambdas[images].transpose(1, 2)[:, None, None]
             repeated = by_head.flatten(0, 1)
             if tiling.whole:
-                torch.bmm(repeated, scores.permute(1, 2, 0), out=output[images].view(-1, v, n))
-            else:
-                sums.add(torch.bmm(repeated, scores.permute(1, 2, 0)), images, row)
-        del block  # before the next is built
+                beta = int(lambdas is not None and not appended)
+                output[images].view(-1, v, n).baddbmm_(repeated, scores.permute(1, 2, 0), beta=beta)
+            else:  # the faster way round, as adding goes over it anyway
+                sums.add(torch.bmm(scores.transpose(0, 1), repeated.transpose(1, 2)).transpose(1, 2), images, row)
     return output
 
 
@@ -81,52 +85,53 @@ def backward(
     # Sums over tiles and over images are in float32 at least, that of the table in its own dtype, which is.
     of_context = Windows(values.new_zeros(values.shape, dtype=torch.promote_types(values.dtype, torch.float32)), tiling)
     of_table = torch.zeros_like(table, memory_format=torch.contiguous_format)
-    scratch = Scratch(queries)
+    scratch = Scratch(queries, "scores")
+    sums_of_block = Scratch(table, "gradient of embeddings")
     for row, block in _blocks(table, tiling, queries.dtype, cache=False):
-        of_block: Tensor | None = None
+        (of_block,) = sums_of_block(block.shape)
         for images in chunks(batch, tiling.chunk):
             q = tiles.by_position(images, row)  # [N, bH, K]
-            windows = context.of(images, row)  # [b, V, UM]
-            count, _, seen = windows.shape
             arriving = gradients.by_map(images, row)  # [bH, V, N]
-            # The scores first, then their gradient, in the same buffer: no two maps are held at once.
-            (buffer,) = scratch((*q.shape[:2], seen))
+            count, seen = len(arriving) // heads, block.shape[2]
+            # The scores first, then their gradient, in the same buffer: no two maps are held at once. And the sums of
+            # values first, where then the values are.
+            buffer, windows = scratch((*q.shape[:2], seen), (heads, count, v, seen))
             torch.bmm(q, block, out=buffer)
-            by_head = buffer.view(tiling.queries, count, heads, seen)
-            by_image = arriving.view(count, heads, v, tiling.queries)
-            of_windows = queries.new_zeros(count, v, seen)
+            scores = buffer.view(tiling.queries, count, heads, seen).permute(2, 1, 0, 3)  # [H, b, N, UM]
+            by_head = arriving.view(count, heads, v, tiling.queries).transpose(0, 1)  # [H, b, V, N]
             for head in range(heads):
-                of_windows.baddbmm_(by_image[:, head], by_head[:, :, head].transpose(0, 1))
-            of_context.add(of_windows, images, row)
+                windows[0].baddbmm_(by_head[head], scores[head], beta=min(head, 1))
+            of_context.add(windows[0], images, row)
+            windows = windows.view(count, heads, v, seen)
+            windows[:] = context.of(images, row).unsqueeze(1)
             of_scores = buffer.view(count * heads, tiling.queries, seen)
-            repeated = windows.unsqueeze(1).expand(-1, heads, -1, -1).reshape(-1, v, seen)
-            torch.bmm(arriving.transpose(1, 2), repeated, out=of_scores)
-            del repeated
+            torch.bmm(arriving.transpose(1, 2), windows.flatten(0, 1), out=of_scores)
             by_position = of_scores.transpose(0, 1)  # [N, bH, UM], no copy
             of_tiles.add(torch.bmm(by_position, block.transpose(1, 2)).permute(1, 2, 0), images, row)
-            if of_block is not None and of_block.dtype == q.dtype:
-                of_block.baddbmm_(q.transpose(1, 2), by_position)
-            else:  # no zeros to add to, at first: a pass over fresh memory costs what a product does
-                found = torch.bmm(q.transpose(1, 2), by_position).to(table.dtype)
-                of_block = found if of_block is None else of_block.add_(found)
-        del block  # before the next is built
-        if of_block is not None:
+            if of_block.dtype == q.dtype:
+                of_block.baddbmm_(q.transpose(1, 2), by_position, beta=min(images.start, 1))
+            else:
+                found = torch.bmm(q.transpose(1, 2), by_position)
+                of_block.add_(found) if images.start else of_block.copy_(found)
+        if batch:
             of_table += embeddings_backward(of_block, table, tiling, row)
-            of_block = None
     return of_queries, of_context.values().to(values.dtype), of_table, of_lambdas
 
 
 def _blocks(
     table: Tensor, tiling: Tiling, dtype: torch.dtype, cache: bool, content: bool = False
 ) -> Iterator[tuple[int, Tensor]]:
-    """Rows of tiles, each with its embeddings [N, K, U * M], or [N, K, U * M + K] with content."""
-    build = cached_embeddings if cache else _embeddings
-    if tiling.shared:
-        block = build(table, tiling, dtype, 0, content)
-        yield from ((row, block) for row in range(tiling.y.tiles))
-    else:
-        yield from ((row, build(table, tiling, dtype, row, content)) for row in range(tiling.y.tiles))
+    """Rows of tiles, each with its embeddings [N, K, U * M], or [N, K, U * M + K] with content.
 
-
-def _embeddings(table: Tensor, tiling: Tiling, dtype: torch.dtype, row: int, content: bool) -> Tensor:
-    return embeddings(table.to(dtype), tiling, row, content)
+    With ``cache`` they are kept for the next call; without, each row's are written to where the last row's were.
+    """
+    table = table if cache else table.to(dtype)
+    scratch = Scratch(table, "embeddings")
+    block: Tensor | None = None
+    for row in range(tiling.y.tiles):
+        if block is None or not tiling.shared:
+            if cache:
+                block = cached_embeddings(table, tiling, dtype, row, content)
+            else:
+                block = embeddings(table, tiling, row, content, scratch)
+        yield row, block

@@ -6,12 +6,16 @@ zeros, every tile sees the same offsets, and one block of embeddings serves all;
 sees what its scope reaches of the axis and has embeddings of its own, for scopes that reach across most of the grid.
 Columns are padded; rows are either.
 
+The context of a window counts from its last position to its first, in embeddings, scores and values alike. Of query i
+and context j, i + j then tells the offset, so all embeddings of a tile are one view with strides of the table, from
+which they are copied in a single pass.
+
 Shapes: B batch, N query positions, M context positions, K query depth,
 V value depth, U intra-depth, H heads. Here N are the queries of a tile, M the positions of its window, O the offsets
 between them.
 
     table       [K, U, Rh, Rw]  see layers.contraction
-    embeddings  [N, K, U * M]   contiguous, what a batched matrix product over positions reads
+    embeddings  [N, K, U * M]   what a batched matrix product over positions reads
 """
 
 import threading
@@ -22,6 +26,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
+
+from .scratch import Scratch
 
 __all__ = [
     "Axis", "Tiling", "by_context", "by_offset", "cached_embeddings", "embeddings", "embeddings_backward", "make_axis",
@@ -108,7 +114,9 @@ def make_axis(size: int, extent: int, tile: int, padded: bool = True) -> Axis:
     return Axis(size, tile, -(-size // tile), extent // 2, padded)
 
 
-def embeddings(table: Tensor, tiling: Tiling, row: int = 0, content: bool = False) -> Tensor:
+def embeddings(
+    table: Tensor, tiling: Tiling, row: int = 0, content: bool = False, scratch: Scratch | None = None
+) -> Tensor:
     """Embeddings [N, K, U * M] of one tile; with content [N, K, U * M + K].
 
     Args:
@@ -117,22 +125,23 @@ def embeddings(table: Tensor, tiling: Tiling, row: int = 0, content: bool = Fals
         row: of tiles, which counts where the rows are not padded.
         content: append the identity, by which the scores of K more positions of context are the queries: those of the
             content lambda.
+        scratch: to write to; new memory by default.
     """
     y, x = tiling.y, tiling.x
     height, width = y.extent(row), x.extent(0)
     k, u = table.shape[:2]
-    # Counting queries from the last to the first makes the entry of an offset a sum, and so a view with strides of the
-    # table; flip puts them back in order, once they are rows.
-    padded = offset_table(table, tiling, row)
-    step = padded.stride()
-    view = padded.as_strided(
+    seen = u * height * width
+    shape = (tiling.queries, k, seen + (k if content else 0))
+    block = table.new_empty(shape) if scratch is None else scratch(shape)[0]
+    offsets = offset_table(table, tiling, row)
+    step = offsets.stride()
+    view = offsets.as_strided(
         (y.tile, x.tile, k, u, height, width), (step[2], step[3], step[0], step[1], step[2], step[3])
     )
-    rows = view.reshape(tiling.queries, k, u * height * width).flip(0)
-    if not content:
-        return rows
-    identity = torch.eye(k, dtype=table.dtype, device=table.device)
-    return torch.cat([rows, identity.expand(tiling.queries, k, k)], 2)
+    block[..., :seen].unflatten(2, (u, height, width)).unflatten(0, (y.tile, x.tile)).copy_(view)
+    if content:
+        block[..., seen:] = torch.eye(k, dtype=table.dtype, device=table.device)
+    return block
 
 
 def embeddings_backward(gradient: Tensor, table: Tensor, tiling: Tiling, row: int = 0) -> Tensor:
@@ -141,8 +150,8 @@ def embeddings_backward(gradient: Tensor, table: Tensor, tiling: Tiling, row: in
     k, u = table.shape[:2]
     gradient = gradient.reshape(y.tile, x.tile, k, u, y.extent(row), x.extent(0))
     rows = _sum_diagonals(gradient.movedim(1, -2))  # [y, K, U, window, offsets]
-    padded = _sum_diagonals(rows.permute(1, 2, 4, 0, 3)).transpose(-1, -2)  # [K, U, offsets, offsets]
-    return offset_table_backward(padded, table, tiling, row)
+    offsets = _sum_diagonals(rows.permute(1, 2, 4, 0, 3)).transpose(-1, -2)  # [K, U, offsets, offsets]
+    return offset_table_backward(offsets, table, tiling, row)
 
 
 def by_context(offsets: Tensor, scores: Tensor, tiling: Tiling, row: int = 0) -> None:
@@ -165,40 +174,36 @@ def _meetings(offsets: Tensor, tiling: Tiling, row: int) -> Tensor:
     u = offsets.shape[1] // tiling.offsets(row)
     grid = offsets.view(-1, y.tile, x.tile, u, y.tile + height - 1, x.tile + width - 1)
     step = grid.stride()
-    return grid.as_strided(  # query i and context j meet in entry j - i + tile - 1, as in embeddings
-        (*grid.shape[:4], height, width),
-        (step[0], step[1] - step[4], step[2] - step[5], *step[3:]),
-        (y.tile - 1) * step[4] + (x.tile - 1) * step[5],
-    )
+    return grid.as_strided((*grid.shape[:4], height, width), (step[0], step[1] + step[4], step[2] + step[5], *step[3:]))
 
 
 def offset_table(table: Tensor, tiling: Tiling, row: int = 0) -> Tensor:
     """Of a table [K, U, Rh, Rw], the offsets that a tile has, [K, U, y + height - 1, x + width - 1]; zeros beyond it.
 
-    Entry (j - i + tile - 1) serves query i and context j, along each axis.
+    Entry i + j serves query i and context j, along each axis: the last offset comes first.
     """
     top, bottom = _margins(tiling.y, table.shape[2], row)
     left, right = _margins(tiling.x, table.shape[3], 0)
-    return F.pad(table, (left, right, top, bottom)).contiguous()
+    return F.pad(table, (left, right, top, bottom)).flip(2, 3)
 
 
-def offset_table_backward(padded: Tensor, table: Tensor, tiling: Tiling, row: int = 0) -> Tensor:
+def offset_table_backward(offsets: Tensor, table: Tensor, tiling: Tiling, row: int = 0) -> Tensor:
     """Gradient of the table, for its shape [K, U, Rh, Rw], from that of :func:`offset_table`."""
     top, bottom = _margins(tiling.y, table.shape[2], row)
     left, right = _margins(tiling.x, table.shape[3], 0)
-    return F.pad(padded, (-left, -right, -top, -bottom))
+    return F.pad(offsets.flip(2, 3), (-left, -right, -top, -bottom))
 
 
 def _sum_diagonals(pairs: Tensor) -> Tensor:
     """Sums over the pairs of equal offset: [..., queries, context] to [..., queries + context - 1].
 
-    Entry (j - i + queries - 1) takes query i and context j.
+    Entry i + j takes query i and context j.
     """
     queries, context = pairs.shape[-2:]
     if pairs.device.type == "cpu":
         sums = pairs.new_zeros(*pairs.shape[:-2], queries + context - 1)
         for i in range(queries):
-            sums[..., queries - 1 - i : queries - 1 - i + context] += pairs[..., i, :]
+            sums[..., i : i + context] += pairs[..., i, :]
         return sums
     return _shift_and_sum(pairs)  # elsewhere each of those additions is a launch, which takes longer than it does
 
@@ -206,7 +211,7 @@ def _sum_diagonals(pairs: Tensor) -> Tensor:
 def _shift_and_sum(pairs: Tensor) -> Tensor:
     """:func:`_sum_diagonals` in a few calls: rows one longer than there are offsets, read as if they were not."""
     queries, context = pairs.shape[-2:]
-    shifted = F.pad(pairs.flip(-2), (0, queries)).flatten(-2)[..., :-queries]
+    shifted = F.pad(pairs, (0, queries)).flatten(-2)[..., :-queries]
     return shifted.unflatten(-1, (queries, queries + context - 1)).sum(-2)
 
 

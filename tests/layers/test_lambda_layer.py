@@ -118,6 +118,17 @@ def test_scopes_widths_and_batches_are_the_reference(scope, dims, batch):
     assert_layer_is_the_reference(layer, (6, 5), batch)
 
 
+@pytest.mark.parametrize("order", ["auto", *ORDERS])
+def test_a_batch_of_no_images_gives_none(order):
+    layer = LambdaLayer(8, 12, num_heads=2, query_depth=3, scope=3, order=order).eval()
+    x = torch.randn(0, 8, 5, 4, requires_grad=True)
+    with torch.no_grad():
+        assert layer(x).shape == (0, 12, 5, 4)
+    layer(x).sum().backward()
+    assert x.grad.shape == x.shape
+    assert layer.position.table.grad.eq(0).all()
+
+
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize(

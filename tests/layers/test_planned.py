@@ -6,15 +6,17 @@ import itertools
 import logging
 import math
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lambdaresnet_zoo.layers import LambdaLayer, planned, tiles
 from lambdaresnet_zoo.layers.contraction import expand_table, plain_output
 from lambdaresnet_zoo.layers.plan import Plan
-from lambdaresnet_zoo.layers.scratch import Scratch
+from lambdaresnet_zoo.layers.scratch import KEPT_BYTES, Scratch, release
 from lambdaresnet_zoo.layers.tiles import Tiling, embeddings, embeddings_backward, make_axis
 
 NAMES = ("queries", "values", "table", "lambdas")
@@ -90,11 +92,14 @@ def test_embeddings_are_the_expanded_table(size, scope):
     table = torch.randn(2, 3, *scope, dtype=torch.float64)
     tiling = Tiling(make_axis(size[0], scope[0], size[0]), make_axis(size[1], scope[1], size[1]), 1)
     block = embeddings(table, tiling)
-    expected = expand_table(table, *size)  # [K, U, N, M]
-    assert torch.equal(block, expected.permute(2, 0, 1, 3).flatten(2))
+    expected = expand_table(table, *size).permute(2, 0, 1, 3).flip(3)  # [N, K, U, M], from the last of the context
+    assert torch.equal(block, expected.flatten(2))
+    with_content = embeddings(table, tiling, 0, True, Scratch(table, "test"))
+    assert torch.equal(with_content[..., :-2], block) and (with_content[..., -2:] == torch.eye(2)).all()
     gradient = torch.randn_like(block)
     table.requires_grad_()
-    wanted = torch.autograd.grad(expand_table(table, *size).permute(2, 0, 1, 3).flatten(2), table, gradient)[0]
+    expected = expand_table(table, *size).permute(2, 0, 1, 3).flip(3).flatten(2)
+    wanted = torch.autograd.grad(expected, table, gradient)[0]
     torch.testing.assert_close(embeddings_backward(gradient, table, tiling), wanted)
 
 
@@ -267,17 +272,54 @@ def test_sums_over_equal_offsets_are_one_on_every_device(queries, context):
     pairs = torch.randn(2, queries, 3, context, dtype=torch.float64).transpose(1, 2)
     expected = torch.zeros(2, 3, queries + context - 1, dtype=torch.float64)
     for i, j in itertools.product(range(queries), range(context)):
-        expected[..., j - i + queries - 1] += pairs[..., i, j]
+        expected[..., i + j] += pairs[..., i, j]
     torch.testing.assert_close(tiles._sum_diagonals(pairs), expected)
     torch.testing.assert_close(tiles._shift_and_sum(pairs), expected)
 
 
 def test_scratch_is_used_again_and_what_it_hands_out_at_once_is_apart():
-    scratch = Scratch(torch.zeros(1, dtype=torch.float64))
-    first, second = scratch((3, 5), (7,))
-    assert first.shape == (3, 5) and second.shape == (7,) and first.dtype == torch.float64
+    like = torch.zeros(1, dtype=torch.float64)
+    with torch.inference_mode():  # what is made first there serves outside, too
+        first, second = Scratch(like, "a use")((3, 5), (7,))
+    assert not first.is_inference() and first.shape == (3, 5) and second.shape == (7,) and first.dtype == torch.float64
     first.fill_(1)
     second.fill_(2)
     assert first.eq(1).all()
-    assert scratch((5, 3))[0].data_ptr() == first.data_ptr()
-    assert scratch((100,))[0].shape == (100,)
+    again = Scratch(like, "a use")
+    assert again((5, 3))[0].data_ptr() == first.data_ptr()
+    assert again((100,))[0].shape == (100,)
+    others = Scratch(like, "another use"), Scratch(like.float(), "a use")
+    assert len({scratch((4,))[0].data_ptr() for scratch in (again, *others)}) == 3
+
+
+def test_scratch_is_kept_up_to_a_size_and_given_back():
+    like = nn.Parameter(torch.zeros(1))
+    large = KEPT_BYTES // 4 + 1
+    assert Scratch(like, "large")((large,))[0].shape == (large,)
+    assert Scratch(like, "large")._buffer.numel() == 0
+    Scratch(like, "small")((7,))
+    assert Scratch(like, "small")._buffer.numel() >= 7
+    release()
+    assert Scratch(like, "small")._buffer.numel() == 0
+    with FakeTensorMode():  # as torch.export and timm's checks of shapes do
+        Scratch(torch.zeros(1), "small")((7,))
+    assert Scratch(like, "small")._buffer.numel() == 0
+
+
+def test_threads_that_compute_at_once_disturb_no_other():
+    layer, _ = layer_and_input()
+    inputs = [torch.randn(2, 8, 4, 5) for _ in range(4)]
+
+    def passes(x):
+        outputs = []
+        for _ in range(25):
+            with torch.no_grad():
+                outputs.append(layer(x))
+            x = x.detach().requires_grad_()
+            outputs += torch.autograd.grad(layer(x).sin().sum(), x)
+        return outputs
+
+    expected = [passes(x)[:2] * 25 for x in inputs]
+    with ThreadPoolExecutor(4) as pool:
+        for outputs, wanted in zip(pool.map(passes, inputs), expected, strict=True):
+            torch.testing.assert_close(outputs, wanted)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ...layers.scratch import release
 from ...weights.benchmarks import MEASURED
 from .graphs import captured
 from .memory import OutOfMemory, memory_limit, peak_memory
@@ -132,6 +133,7 @@ def _first_pass(
     if device.type == "cuda":  # libraries take their workspaces with the first of a kind
         build()()
     work = build()
+    release()  # what layers before it have left, so that its own counts
     clock = Clock(device)
     begin = clock()
     peak = peak_memory(work, device)
