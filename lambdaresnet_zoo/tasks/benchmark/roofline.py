@@ -24,6 +24,14 @@ MATMUL = {"cpu": 2048, "cuda": 8192}
 LAYER, PRODUCT = "layer", "product"
 
 
+def _in_place(_: torch.Size, left: torch.Size, right: torch.Size, **__: Any) -> int:
+    return 2 * left.numel() * right[-1]
+
+
+IN_PLACE = {torch.ops.aten.addmm_: _in_place, torch.ops.aten.baddbmm_: _in_place}
+"""Products that torch does not count by itself: what is added to, and two factors."""
+
+
 def run_flops(layer: nn.Module, shape: Shape, batch: int, mode: str, setting: Setting) -> int:
     """Floating-point operations of the matrix products and convolutions that one pass really runs.
 
@@ -33,7 +41,7 @@ def run_flops(layer: nn.Module, shape: Shape, batch: int, mode: str, setting: Se
     """
     x, gradient = _input(shape, batch, mode, setting)
     work = one_pass(layer, x, gradient, setting)
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False, custom_mapping=IN_PLACE) as counter:
         work()
     return int(counter.get_total_flops())
 

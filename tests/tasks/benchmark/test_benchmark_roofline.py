@@ -4,6 +4,8 @@ import pytest
 import torch
 from torch import nn
 
+from lambdaresnet_zoo.layers import LambdaLayer
+from lambdaresnet_zoo.layers.projection import Projection
 from lambdaresnet_zoo.tasks.benchmark import peers, roofline
 from lambdaresnet_zoo.tasks.benchmark.compare import Limits, Setting
 from lambdaresnet_zoo.tasks.benchmark.peers import Shape
@@ -15,7 +17,8 @@ N, K, V, H = 36, peers.QUERY_DEPTH, 8, peers.HEADS
 
 @pytest.mark.parametrize(("mode", "passes"), [("forward", 1), ("training", 3)])
 def test_run_operations_of_a_projection(mode, passes):
-    assert roofline.run_flops(nn.Conv2d(32, 32, 1), SHAPE, 2, mode, CPU) == passes * 2 * 2 * N * 32 * 32
+    for projection in (nn.Conv2d(32, 32, 1), Projection(32, 32)):  # which adds the gradients of images in place
+        assert roofline.run_flops(projection, SHAPE, 2, mode, CPU) == passes * 2 * 2 * N * 32 * 32
 
 
 def test_run_operations_of_attention():
@@ -32,6 +35,15 @@ def test_run_operations_are_those_of_the_order_taken():
     assert roofline.run_flops(local, SHAPE, 2, "forward", CPU) == 2 * 2 * (common + N * 25 * K * V)
     everywhere = peers.timm_global(SHAPE)
     assert roofline.run_flops(everywhere, SHAPE, 2, "forward", CPU) == 2 * 2 * (common + N * N * K * V)
+
+
+def test_run_operations_of_the_layer_by_queries():
+    layer = LambdaLayer(32, num_heads=H, query_depth=K, scope=5, order="query")
+    content = N * K * V + H * N * K * V
+    position = H * N * N * (K + V)
+    projection = N * 32 * (H * K + K + V)
+    forward = projection + content + position + H * N * K * K  # content's scores, by an identity
+    assert roofline.run_flops(layer, SHAPE, 2, "forward", CPU) == 2 * 2 * forward
 
 
 @pytest.mark.parametrize("scope", [5, None])
