@@ -13,11 +13,12 @@ from types import FrameType, TracebackType
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from ..errors import UserError, first_line
 from ..weights.files import write_whole
 
-__all__ = ["LAST", "Diverged", "StopSignal", "check_run", "read_state", "write_state"]
+__all__ = ["LAST", "Diverged", "StopSignal", "check_run", "read_state", "steps_left", "write_state"]
 
 LAST = "last.pt"
 
@@ -66,6 +67,17 @@ def check_run(path: Path, state: Mapping[str, Any], run: Mapping[str, Any]) -> N
     ]
     if other:
         raise UserError(f"{path} is of another run: {'; '.join(other)}; give another --output")
+
+
+def steps_left(step: int, steps: int, progress: bool) -> tqdm:
+    """The steps of a run that are still to do, on a progress bar of all of them.
+
+    Args:
+        step: the first.
+        steps: of the whole run.
+        progress: show the bar.
+    """
+    return tqdm(range(step, steps), desc="train", initial=step, total=steps, disable=not progress, dynamic_ncols=True)
 
 
 class StopSignal:

@@ -13,11 +13,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from ...errors import UserError, first_line
 from ...weights.files import read_rows, write_rows
-from ..checkpoints import LAST, Diverged, StopSignal, check_run, read_state, write_state
+from ..checkpoints import LAST, Diverged, StopSignal, check_run, read_state, steps_left, write_state
 from ..sampling import Numbers
 from .recipe import Recipe
 from .samples import Samples, collate
@@ -144,14 +143,7 @@ class Training:
             devices = [loop.device.index] if loop.device.type == "cuda" else None
             network = DistributedDataParallel(self.model, device_ids=devices)
         batches = self._batches()
-        bar = tqdm(
-            range(self.step, recipe.steps),
-            desc="train",
-            initial=self.step,
-            total=recipe.steps,
-            disable=not loop.progress,
-            dynamic_ncols=True,
-        )
+        bar = steps_left(self.step, recipe.steps, loop.progress)
         with StopSignal() as stop:
             for step in bar:
                 self.schedule.step_update(step + 1)  # counted from 1, so the warm-up does not begin with 0

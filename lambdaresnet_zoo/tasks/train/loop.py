@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ...errors import UserError
-from ..checkpoints import Diverged, StopSignal
+from ..checkpoints import Diverged, StopSignal, steps_left
 from .records import BEST, STEPS, SUMMARY, append_row, is_better
 from .samples import TrainBatch
 from .state import NEVER, TrainState
@@ -47,14 +47,7 @@ class Training(TrainState):
         if not progress.evaluated and not self._end_epoch(evaluate, stop):
             return False
         self._begin_epoch(progress.step // plan.steps_per_epoch)
-        bar = tqdm(
-            range(progress.step, plan.steps),
-            desc="train",
-            initial=progress.step,
-            total=plan.steps,
-            disable=not place.progress,
-            dynamic_ncols=True,
-        )
+        bar = steps_left(progress.step, plan.steps, place.progress)
         batches = self.batches(progress.step)
         start = time.perf_counter()
         for step in bar:
