@@ -172,6 +172,7 @@ def _add_validate(parser: argparse.ArgumentParser) -> None:
     add("--amp-dtype", default="float16", choices=["float16", "bfloat16"], help="(%(default)s)")
     add("--channels-last", action="store_true", help="memory format of images and weights")
     add("--torchcompile", nargs="?", default="", const="inductor", metavar="BACKEND", help="torch.compile (%(const)s)")
+    add("--reparam", action="store_true", help="fold batch norms first, by timm's reparameterize_model")
     add("--skip-bad", action="store_true", help="leave damaged images out, list them and mark the result")
     add("--per-class", default="", metavar="FILE", help="write each class's figures, csv")
     add("--tolerance", type=points, metavar="X", help="exit with 1 if top-1 is further from the published, in points")

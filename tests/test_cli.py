@@ -11,6 +11,7 @@ from PIL import Image
 
 import lambdaresnet_zoo
 from lambdaresnet_zoo.cli import main
+from lambdaresnet_zoo.layers.plan import COSTS
 from lambdaresnet_zoo.tasks import predict as task
 
 ROOT = Path(lambdaresnet_zoo.__file__).parent.parent
@@ -239,6 +240,12 @@ def test_broken_pipe_is_no_traceback(draw, checkpoint):
     assert process.wait() == 141
 
 
+def _costs_without(coefficient):
+    costs = json.loads(COSTS.read_text())
+    del costs["cpu"]["forward"]["query"][coefficient]
+    return json.dumps(costs)
+
+
 @pytest.mark.parametrize(
     ("name", "value", "told"),
     [
@@ -249,6 +256,7 @@ def test_broken_pipe_is_no_traceback(draw, checkpoint):
         ("COSTS", "no such file", "LAMBDARESNET_ZOO_COSTS no such file cannot be read"),
         ("COSTS", "[]", "LAMBDARESNET_ZOO_COSTS costs.json is no cost model"),
         ("COSTS", '{"other": {}}', "LAMBDARESNET_ZOO_COSTS costs.json is no cost model"),
+        ("COSTS", _costs_without("window"), "LAMBDARESNET_ZOO_COSTS costs.json lacks window of query, forward, cpu; "),
     ],
 )
 def test_an_environment_that_no_plan_can_use_is_one_line(command, monkeypatch, tmp_path, name, value, told):

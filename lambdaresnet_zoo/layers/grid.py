@@ -16,7 +16,7 @@ from .tiles import Axis, Tiling
 __all__ = ["Tiles", "Windows"]
 
 
-class Tiles:
+class Tiles:  # of a whole grid in fewer calls, each of which counts where the grid is small
     """Maps [B, H, D, N] of queries, or of a gradient or sum of that shape, N counting the grid, in tiles."""
 
     def __init__(self, maps: Tensor, tiling: Tiling) -> None:
@@ -25,12 +25,17 @@ class Tiles:
 
     def by_position(self, images: slice, row: int) -> Tensor:
         """[N, b * H, D] contiguous, of a row of tiles."""
-        tiles = self._tiles(images, row).permute(3, 5, 0, 4, 1, 2)
+        if self.tiling.whole:
+            tiles = self.maps[images].permute(3, 0, 1, 2)
+        else:
+            tiles = self._tiles(images, row).permute(3, 5, 0, 4, 1, 2)
         # Not a view, even where one would do: matrix products of strided positions are ten times slower.
         return tiles.reshape(self.tiling.queries, -1, self.maps.shape[2]).contiguous()
 
     def by_map(self, images: slice, row: int) -> Tensor:
         """[b * H, D, N], of a row of tiles."""
+        if self.tiling.whole:
+            return self.maps[images].flatten(0, 1)
         tiles = self._tiles(images, row).permute(0, 4, 1, 2, 3, 5)
         return tiles.reshape(-1, self.maps.shape[2], self.tiling.queries)
 
@@ -38,6 +43,9 @@ class Tiles:
         """Add tiles [b * H, D, N] of a row to the maps; those that are added to are not read in tiles."""
         y, x = self.tiling.y, self.tiling.x
         heads, depth = self.maps.shape[1:3]
+        if self.tiling.whole:
+            self.maps[images].add_(tiles.reshape(-1, heads, depth, self.tiling.queries))
+            return
         region = self._grid[images, :, :, row * y.tile : (row + 1) * y.tile]
         if x.tiles == 1:
             rows = tiles.reshape(-1, heads, depth, y.tile, x.size)
@@ -64,36 +72,53 @@ class Tiles:
 class Windows:
     """Values [B, V, U, N], or a sum of that shape, N counting the grid, in the windows that tiles of queries see.
 
-    The positions of a window count from the last to the first, as those of its embeddings do (see layers.tiles).
+    The positions of a window count from the last to the first, or forwards, as those of its embeddings do (see
+    layers.tiles).
     """
 
-    def __init__(self, values: Tensor, tiling: Tiling) -> None:
-        y, x = tiling.y, tiling.x
+    def __init__(self, values: Tensor, tiling: Tiling, forwards: bool = False) -> None:
+        self.maps = values
         self.tiling = tiling
-        self.padding = (*_around(x), *_around(y))
-        self.padded = _pad(values.unflatten(3, (y.size, x.size)), self.padding)  # [B, V, U, h', w']
+        self.forwards = forwards
 
     def of(self, images: slice, row: int) -> Tensor:
         """[b, V, U * M], of a row of tiles."""
         y, x = self.tiling.y, self.tiling.x
+        if self.tiling.whole and self.forwards:
+            return self.maps[images].flatten(2)
         values = self.padded[images, :, :, y.window(row)]
-        if x.tiles == 1:
-            return values.flip(3, 4).flatten(2)
-        windows = values.unfold(4, x.extent(0), x.tile)  # [images, V, U, y, tiles, x]
-        windows = windows.permute(0, 4, 1, 2, 3, 5).flip(4, 5)
-        return windows.reshape(-1, values.shape[1], windows[0, 0, 0].numel())
+        if x.tiles > 1:
+            values = values.unfold(4, x.extent(0), x.tile).permute(0, 4, 1, 2, 3, 5)  # [images, tiles, V, U, y, x]
+        if not self.forwards:
+            values = values.flip(-2, -1)
+        return values.reshape(-1, self.maps.shape[1], self.maps.shape[2] * self.tiling.context(row))
 
     def add(self, windows: Tensor, images: slice, row: int) -> None:
         """Add windows [b, V, U * M] of a row of tiles; they overlap."""
         y, x = self.tiling.y, self.tiling.x
+        if self.tiling.whole and self.forwards:
+            self.maps[images].add_(windows.view(-1, *self.maps.shape[1:]))
+            return
         rows = self.padded[images, :, :, y.window(row)]
-        windows = windows.reshape(-1, x.tiles, *rows.shape[1:4], x.extent(0)).flip(4, 5)
+        windows = windows.reshape(-1, x.tiles, *rows.shape[1:4], x.extent(0))
+        if not self.forwards:
+            windows = windows.flip(4, 5)
         for tile in range(x.tiles):
             rows[..., x.window(tile)] += windows[:, tile]
 
     def values(self) -> Tensor:
         """[B, V, U, N], without padding."""
-        return _pad(self.padded, [-size for size in self.padding]).flatten(3)
+        return _pad(self.padded, [-size for size in self._padding]).flatten(3)
+
+    @cached_property
+    def padded(self) -> Tensor:
+        """[B, V, U, h', w']."""
+        y, x = self.tiling.y, self.tiling.x
+        return _pad(self.maps.unflatten(3, (y.size, x.size)), self._padding)
+
+    @property
+    def _padding(self) -> tuple[int, ...]:
+        return *_around(self.tiling.x), *_around(self.tiling.y)
 
 
 def _pad(maps: Tensor, padding: Sequence[int]) -> Tensor:

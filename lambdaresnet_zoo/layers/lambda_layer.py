@@ -20,6 +20,7 @@ Differences from the paper
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import fuse_conv_bn_eval
 
 from .contraction import content_lambda, content_output
 from .plan import IMPLEMENTATIONS
@@ -190,6 +191,7 @@ class LambdaLayer(nn.Module):
         self.norm_q = nn.BatchNorm2d(dims[0], device=device, dtype=dtype) if norm_q else nn.Identity()
         self.norm_k = nn.BatchNorm2d(dims[1], device=device, dtype=dtype) if norm_k else nn.Identity()
         self.norm_v = nn.BatchNorm2d(dims[2], device=device, dtype=dtype) if norm_v else nn.Identity()
+        self.normalises = norm_q or norm_k or norm_v
 
         self.position: RelativePosition | None = None
         if position:
@@ -267,13 +269,42 @@ class LambdaLayer(nn.Module):
         if self.is_global and self.position is not None:
             self.position.resize(extent)
 
+    @torch.jit.ignore
+    @torch.no_grad()
+    def fuse(self) -> "LambdaLayer":
+        """Fold the batch norms into the projection, which then has a bias, for evaluation alone; returns the layer.
+
+        timm's ``reparameterize_model`` calls it.
+
+        Raises:
+            ValueError: the layer is in training mode.
+        """
+        if self.training:
+            raise ValueError("batch norms are folded for evaluation alone: call eval() first")
+        joint = nn.BatchNorm2d(sum(self.split_dims), eps=0.0).to(self.qkv.weight).eval()  # as it is, changes nothing
+        assert joint.running_mean is not None and joint.running_var is not None
+        first = 0
+        for name, size in zip(("norm_q", "norm_k", "norm_v"), self.split_dims, strict=True):
+            norm, part = getattr(self, name), slice(first, first + size)
+            first += size
+            if getattr(norm, "running_mean", None) is not None:
+                joint.running_mean[part] = norm.running_mean
+                joint.running_var[part] = norm.running_var + norm.eps
+                if norm.weight is not None:
+                    joint.weight[part], joint.bias[part] = norm.weight, norm.bias
+                setattr(self, name, nn.Identity())
+        self.qkv = fuse_conv_bn_eval(self.qkv, joint)  # a copy: nothing that shares the weights changes
+        self.normalises = not all(isinstance(norm, nn.Identity) for norm in (self.norm_q, self.norm_k, self.norm_v))
+        return self
+
     def forward(self, x: Tensor) -> Tensor:
         """[B, dim, h, w] -> [B, dim_out, h', w']; a global-scope layer accepts its own size alone."""
         queries, keys, values = self.qkv(x).split(self.split_dims, dim=1)
-        # Dense, as torch normalises strided maps on a CPU five times slower; a copy is made sooner or later anyway.
-        queries = self.norm_q(queries.contiguous())
-        keys = self.norm_k(keys.contiguous())
-        values = self.norm_v(values.contiguous())
+        if self.normalises:
+            # Dense, as torch normalises strided maps on a CPU five times slower; a copy is made sooner or later anyway.
+            queries = _flat(self.norm_q(queries.contiguous()))
+            keys = _flat(self.norm_k(keys.contiguous()))
+            values = _flat(self.norm_v(values.contiguous()))
         out = lambda_grid(
             queries,
             keys,
@@ -326,19 +357,17 @@ def lambda_grid(
             f"got {height}x{width}: call set_feat_size (or set_input_size on the network) first"
         )
     n = height * width
-    # Channels are (heads, depth), (depth, u) and (value, u). The detour over a flat tensor copies nothing,
-    # and makes the gradients dense: on CPU, torch's batch norm (seen in 2.15) returns wrong gradients for
-    # a batch of one when its incoming gradient is a transposed map, as these contractions give.
+    # Channels are (heads, depth), (depth, u) and (value, u).
     value_depth = values.shape[1] // intra_depth
-    queries = queries.reshape(-1).reshape(batch, num_heads, query_depth, n)
-    values = values.reshape(-1).reshape(batch, value_depth, intra_depth, n)
+    queries = queries.reshape(batch, num_heads, query_depth, n)
+    values = values.reshape(batch, value_depth, intra_depth, n)
     if query_norm != "none":
         precise = queries.to(torch.promote_types(queries.dtype, torch.float32))
         precise = precise.softmax(dim=2) if query_norm == "softmax" else F.normalize(precise, dim=2)
         queries = precise.to(queries.dtype)
     lambdas: Tensor | None = None
     if keys.shape[1] > 0:
-        keys = keys.reshape(-1).reshape(batch, query_depth, intra_depth, n)
+        keys = keys.reshape(batch, query_depth, intra_depth, n)
         lambdas = content_lambda(keys, values, key_norm)  # [B, K, V]
     if table is None:
         assert lambdas is not None
@@ -352,6 +381,15 @@ def lambda_grid(
 
 
 torch.fx.wrap("lambda_grid")
+
+
+def _flat(maps: Tensor) -> Tensor:
+    """The same maps, whose gradients are dense: the detour over a flat tensor copies none that are.
+
+    On a CPU, torch's batch norm (seen in 2.15) returns wrong gradients for a batch of one when its incoming gradient is
+    a transposed map, as the contractions give.
+    """
+    return maps.reshape(-1).reshape(maps.shape)
 
 
 def _drop_shared(layer: nn.Module, state: dict, prefix: str, _: dict) -> None:

@@ -31,7 +31,7 @@ def forward(queries: Tensor, values: Tensor, table: Tensor, lambdas: Tensor | No
     """Output [B, H, V, N] for queries [B, H, K, N], values [B, V, U, N], table and content lambdas, of one dtype."""
     batch, heads, k, n = queries.shape
     v = values.shape[1]
-    tiles, context = Tiles(queries, tiling), Windows(values, tiling)
+    tiles, context = Tiles(queries, tiling), Windows(values, tiling, forwards=True)
     output = queries.new_zeros(batch, heads, v, n) if lambdas is None else content_output(queries, lambdas)
     sums = Tiles(output, tiling)
     scratch = Scratch(queries, "scores")
@@ -53,11 +53,13 @@ def backward(
     batch, _, k, _ = queries.shape
     v = values.shape[1]
     gradient = gradient.contiguous()
-    tiles, context, gradients = Tiles(queries, tiling), Windows(values, tiling), Tiles(gradient, tiling)
+    tiles, gradients = Tiles(queries, tiling), Tiles(gradient, tiling)
+    context = Windows(values, tiling, forwards=True)
     of_queries, of_lambdas = content_gradients(gradient, queries, lambdas)
     of_tiles = Tiles(of_queries, tiling)
     # Sums over tiles and over images are in float32 at least, that of the table in its own dtype, which is.
-    of_context = Windows(values.new_zeros(values.shape, dtype=torch.promote_types(values.dtype, torch.float32)), tiling)
+    sums = values.new_zeros(values.shape, dtype=torch.promote_types(values.dtype, torch.float32))
+    of_context = Windows(sums, tiling, forwards=True)
     of_table = torch.zeros_like(table, memory_format=torch.contiguous_format)
     scratch = Scratch(queries, "scores")
     for row in range(tiling.y.tiles):

@@ -20,12 +20,13 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from . import kernels
-from .tiles import Tiling, make_axis
+from .scratch import KEPT_BYTES
+from .tiles import Axis, Tiling, make_axis
 
 __all__ = ["COSTS", "IMPLEMENTATIONS", "Plan", "Shape", "candidates", "explain_plan", "features", "make_plan"]
 
@@ -35,6 +36,8 @@ TILES = (1, 2, 4, 7, 8, 16)
 MIB = 2**20
 NEEDED = {"measured", "scratch_mib", "memory_mib", "forward", "training"}  # of each set of costs
 NOT_MEASURED = "not measured on this kind of device"
+FAR = KEPT_BYTES // 4
+"""Elements of a block of embeddings beyond which it is neither in a cache nor in scratch that is kept."""
 SHARE = 3
 """Scratch of a chunk in training may be one part in so many of queries, values and output, where that is more than what
 the costs say: of many images at once it is little beside them, and fewer chunks take less time."""
@@ -43,8 +46,7 @@ NEAR = 1.1
 predictions are no more exact than that, and memory is."""
 
 
-@dataclass(frozen=True)
-class Shape:
+class Shape(NamedTuple):
     """The sizes that a contraction depends on."""
 
     batch: int
@@ -185,7 +187,7 @@ def candidates(
     lambdas = min(scratch, costs["scratch_mib"].get("lambdas", math.inf) * MIB)  # which are read more often than scores
     plans = []
     for order in IMPLEMENTATIONS:
-        for tiling in _tilings(shape, size, scratch) if order == "query" else (None,):
+        for tiling in _tilings(shape, size, scratch, training) if order == "query" else (None,):
             chunk = tiling.chunk if tiling else _chunk(shape, order, size, lambdas)
             plan = Plan(order, tiling, chunk, math.inf, _memory(shape, order, tiling, chunk, size, training))
             coefficients = costs["training" if training else "forward"].get(plan.method)
@@ -220,11 +222,14 @@ def features(shape: Shape, plan: Plan) -> dict[str, float]:
         }
         if t.by_offset:
             offsets = queries * sum(map(t.offsets, rows)) * s.intra_depth
-            return counts | {"offset_product": offsets * s.query_depth, "offset": offsets}
+            windows = s.batch * t.x.tiles * s.value_depth * context
+            return counts | {"offset_product": offsets * s.query_depth, "offset": offsets, "window": windows}
         blocks = t.queries * s.query_depth * context
+        block = t.queries * s.query_depth * _most(t.context, t) * s.intra_depth
         return counts | {
             "score_product": queries * context * s.query_depth,
             "embedding_read": chunks * blocks,
+            "embedding_far": chunks * blocks if block > FAR else 0,
             "embedding_built": blocks / t.y.tiles if t.shared else blocks,
             "window": images * t.x.tiles * s.value_depth * context,
         }
@@ -245,16 +250,17 @@ def _seconds(coefficients: Mapping[str, float], counts: Mapping[str, float]) -> 
     return sum(coefficients[name] * count for name, count in counts.items()) * 1e-9
 
 
-def _tilings(shape: Shape, size: int, scratch: float) -> list[Tiling]:
+def _tilings(shape: Shape, size: int, scratch: float, training: bool) -> list[Tiling]:
     """Tilings worth a look: in rows, padded and clipped, in patches, each with as many images at once as the scratch
-    holds; and whole, with half as many, too. All by embeddings and by offset.
+    holds; and whole, with half as many, too. All by embeddings, and in training by offset: evaluation keeps embeddings.
     """
     found = set()
     # Where a scope reaches across most of the grid, padding would mostly add zeros to what a tile sees; and columns are
     # not clipped (see layers.tiles), so they are then not cut at all.
     across_y, across_x = (2 * (extent // 2) >= side for extent, side in _sides(shape))
     either = (True, False)
-    for tile_y, tile_x, padded, by_offset in product(_tiles(shape.height), _tiles(shape.width), either, either):
+    ways = either if training else (False,)
+    for tile_y, tile_x, padded, by_offset in product(_tiles(shape.height), _tiles(shape.width), either, ways):
         if (padded and across_y) or (tile_x < shape.width and across_x):
             continue
         y = make_axis(shape.height, shape.rows, tile_y, padded)
@@ -317,7 +323,8 @@ def _memory(shape: Shape, order: str, tiling: Tiling | None, chunk: int, size: i
 
 def _tensors(shape: Shape) -> int:
     """Elements of queries, values and output."""
-    return shape.batch * shape.n * (shape.heads * (shape.query_depth + shape.value_depth) + shape.value_depth)
+    s = shape
+    return s.batch * s.n * (s.heads * (s.query_depth + s.value_depth) + s.value_depth * s.intra_depth)
 
 
 def _sides(shape: Shape) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -342,12 +349,11 @@ def _budget(device: str, memory: float) -> float:
 
 def _costs(device: str) -> dict[str, Any]:
     """Of a kind of device, or else those of any."""
-    costs = _read_costs(Path(_environment()[1] or COSTS))
-    return costs.get(device) or costs["other"]
+    return _read_costs(Path(_environment()[1] or COSTS), device)
 
 
-@lru_cache(maxsize=4)
-def _read_costs(path: Path) -> dict[str, Any]:
+@lru_cache(maxsize=16)
+def _read_costs(path: Path, device: str) -> dict[str, Any]:
     try:
         costs: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -355,4 +361,23 @@ def _read_costs(path: Path) -> dict[str, Any]:
     sets = [costs.get("other"), *costs.values()] if isinstance(costs, dict) else [None]
     if not all(isinstance(found, dict) and set(found) >= NEEDED for found in sets):
         raise ValueError(f"LAMBDARESNET_ZOO_COSTS {path} is no cost model; lambdaresnet-zoo plan --fit FILE writes one")
-    return costs
+    kind = device if device in costs else "other"
+    for mode, (method, names) in product(("forward", "training"), _counted().items()):
+        coefficients = costs[kind][mode].get(method)
+        if coefficients is not None and (missing := names - set(coefficients)):
+            raise ValueError(
+                f"LAMBDARESNET_ZOO_COSTS {path} lacks {', '.join(sorted(missing))} of {method}, {mode}, {kind}; "
+                f"lambdaresnet-zoo plan --fit FILE --device {device} writes all"
+            )
+    found: dict[str, Any] = costs[kind]
+    return found
+
+
+@lru_cache(maxsize=1)
+def _counted() -> dict[str, set[str]]:
+    """What :func:`features` counts of each method."""
+    one = Axis(1, 1, 1)
+    tilings = {order: Tiling(one, one, 1) if order == "query" else None for order in IMPLEMENTATIONS}
+    plans = [Plan(order, tiling, 1, math.inf, 0) for order, tiling in tilings.items()]
+    plans.append(Plan("query", Tiling(one, one, 1, by_offset=True), 1, math.inf, 0))
+    return {plan.method: set(features(Shape(*[1] * 9), plan)) for plan in plans}

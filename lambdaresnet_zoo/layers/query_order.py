@@ -24,7 +24,7 @@ from torch import Tensor
 from .contraction import chunks, content_gradients, content_output
 from .grid import Tiles, Windows
 from .scratch import Scratch
-from .tiles import Tiling, cached_embeddings, embeddings, embeddings_backward
+from .tiles import Tiling, embeddings, embeddings_backward, keeps_embeddings, kept_embeddings
 
 __all__ = ["backward", "forward"]
 
@@ -44,7 +44,8 @@ def forward(
     """
     batch, heads, _, n = queries.shape
     v = values.shape[1]
-    tiles, context = Tiles(queries, tiling), Windows(values, tiling)
+    kept = cache and keeps_embeddings(table)
+    tiles, context = Tiles(queries, tiling), Windows(values, tiling, forwards=kept)
     appended = cache and lambdas is not None
     if lambdas is not None and not appended:  # of its own in training, so that the scratch is no larger than backward's
         output = content_output(queries, lambdas)
@@ -52,7 +53,7 @@ def forward(
         output = (queries.new_empty if tiling.whole else queries.new_zeros)(batch, heads, v, n)
     sums = Tiles(output, tiling)
     scratch = Scratch(queries, "scores")
-    for row, block in _blocks(table, tiling, queries.dtype, cache, appended):
+    for row, block in (kept_embeddings if kept else _blocks)(table, tiling, queries.dtype, appended):
         for images in chunks(batch, tiling.chunk):
             q = tiles.by_position(images, row)  # [N, bH, K]
             windows = context.of(images, row)  # [b, V, UM]
@@ -60,9 +61,11 @@ def forward(
             scores, by_head = scratch((*q.shape[:2], block.shape[2]), (count, heads, v, block.shape[2]))
             torch.bmm(q, block, out=scores)
             by_head[..., :seen] = windows.unsqueeze(1)
-            if lambdas is not None and appended:  # of an image, for each of its tiles and heads
-                of_image = by_head.view(-1, tiling.x.tiles, heads, v, block.shape[2])
-                of_image[..., seen:] = lambdas[images].transpose(1, 2)[:, None, None]
+            if lambdas is not None and appended:
+                of_images = lambdas[images].transpose(1, 2).unsqueeze(1)
+                by_head[..., seen:] = (
+                    of_images if tiling.x.tiles == 1 else of_images.repeat_interleave(tiling.x.tiles, 0)
+                )
             repeated = by_head.flatten(0, 1)
             if tiling.whole:
                 beta = int(lambdas is not None and not appended)
@@ -87,7 +90,7 @@ def backward(
     of_table = torch.zeros_like(table, memory_format=torch.contiguous_format)
     scratch = Scratch(queries, "scores")
     sums_of_block = Scratch(table, "gradient of embeddings")
-    for row, block in _blocks(table, tiling, queries.dtype, cache=False):
+    for row, block in _blocks(table, tiling, queries.dtype):
         (of_block,) = sums_of_block(block.shape)
         for images in chunks(batch, tiling.chunk):
             q = tiles.by_position(images, row)  # [N, bH, K]
@@ -118,20 +121,15 @@ def backward(
     return of_queries, of_context.values().to(values.dtype), of_table, of_lambdas
 
 
-def _blocks(
-    table: Tensor, tiling: Tiling, dtype: torch.dtype, cache: bool, content: bool = False
-) -> Iterator[tuple[int, Tensor]]:
+def _blocks(table: Tensor, tiling: Tiling, dtype: torch.dtype, content: bool = False) -> Iterator[tuple[int, Tensor]]:
     """Rows of tiles, each with its embeddings [N, K, U * M], or [N, K, U * M + K] with content.
 
-    With ``cache`` they are kept for the next call; without, each row's are written to where the last row's were.
+    Each row's are written to where the last row's were.
     """
-    table = table if cache else table.to(dtype)
+    table = table.to(dtype)
     scratch = Scratch(table, "embeddings")
     block: Tensor | None = None
     for row in range(tiling.y.tiles):
         if block is None or not tiling.shared:
-            if cache:
-                block = cached_embeddings(table, tiling, dtype, row, content)
-            else:
-                block = embeddings(table, tiling, row, content, scratch)
+            block = embeddings(table, tiling, row, content, scratch)
         yield row, block

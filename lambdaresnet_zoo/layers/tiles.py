@@ -6,9 +6,10 @@ zeros, every tile sees the same offsets, and one block of embeddings serves all;
 sees what its scope reaches of the axis and has embeddings of its own, for scopes that reach across most of the grid.
 Columns are padded; rows are either.
 
-The context of a window counts from its last position to its first, in embeddings, scores and values alike. Of query i
-and context j, i + j then tells the offset, so all embeddings of a tile are one view with strides of the table, from
-which they are copied in a single pass.
+The context of embeddings counts backwards, from the last position of a window to the first, and with it that of their
+scores and values. Of query i and context j, i + j then tells the offset, so all embeddings of a tile are one view with
+strides of the table, from which they are copied in a single pass. Those that are kept are turned round once, and what
+goes by offset has no need of it: there the context counts forwards.
 
 Shapes: B batch, N query positions, M context positions, K query depth,
 V value depth, U intra-depth, H heads. Here N are the queries of a tile, M the positions of its window, O the offsets
@@ -18,9 +19,12 @@ between them.
     embeddings  [N, K, U * M]   what a batched matrix product over positions reads
 """
 
+import math
 import threading
 from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -30,15 +34,14 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from .scratch import Scratch
 
 __all__ = [
-    "Axis", "Tiling", "by_context", "by_offset", "cached_embeddings", "embeddings", "embeddings_backward", "make_axis",
-    "offset_table", "offset_table_backward",
+    "Axis", "Tiling", "by_context", "by_offset", "embeddings", "embeddings_backward", "keeps_embeddings",
+    "kept_embeddings", "make_axis", "offset_table", "offset_table_backward",
 ]  # fmt: skip
 
 CACHED_SIZES = 4  # tilings and types that are kept for one table
 
 
-@dataclass(frozen=True)
-class Axis:
+class Axis(NamedTuple):
     """One axis of the grid in tiles."""
 
     size: int
@@ -133,7 +136,7 @@ def embeddings(
     seen = u * height * width
     shape = (tiling.queries, k, seen + (k if content else 0))
     block = table.new_empty(shape) if scratch is None else scratch(shape)[0]
-    offsets = offset_table(table, tiling, row)
+    offsets = offset_table(table, tiling, row).flip(2, 3)
     step = offsets.stride()
     view = offsets.as_strided(
         (y.tile, x.tile, k, u, height, width), (step[2], step[3], step[0], step[1], step[2], step[3])
@@ -151,7 +154,7 @@ def embeddings_backward(gradient: Tensor, table: Tensor, tiling: Tiling, row: in
     gradient = gradient.reshape(y.tile, x.tile, k, u, y.extent(row), x.extent(0))
     rows = _sum_diagonals(gradient.movedim(1, -2))  # [y, K, U, window, offsets]
     offsets = _sum_diagonals(rows.permute(1, 2, 4, 0, 3)).transpose(-1, -2)  # [K, U, offsets, offsets]
-    return offset_table_backward(offsets, table, tiling, row)
+    return offset_table_backward(offsets.flip(2, 3), table, tiling, row)
 
 
 def by_context(offsets: Tensor, scores: Tensor, tiling: Tiling, row: int = 0) -> None:
@@ -174,24 +177,28 @@ def _meetings(offsets: Tensor, tiling: Tiling, row: int) -> Tensor:
     u = offsets.shape[1] // tiling.offsets(row)
     grid = offsets.view(-1, y.tile, x.tile, u, y.tile + height - 1, x.tile + width - 1)
     step = grid.stride()
-    return grid.as_strided((*grid.shape[:4], height, width), (step[0], step[1] + step[4], step[2] + step[5], *step[3:]))
+    # Query i meets context j at offset j - i, and that of the last query and the first position is the first.
+    first = grid.storage_offset() + (y.tile - 1) * step[4] + (x.tile - 1) * step[5]
+    return grid.as_strided(
+        (*grid.shape[:4], height, width), (step[0], step[1] - step[4], step[2] - step[5], *step[3:]), first
+    )
 
 
 def offset_table(table: Tensor, tiling: Tiling, row: int = 0) -> Tensor:
     """Of a table [K, U, Rh, Rw], the offsets that a tile has, [K, U, y + height - 1, x + width - 1]; zeros beyond it.
 
-    Entry i + j serves query i and context j, along each axis: the last offset comes first.
+    The first serves the last query and the first position of the window, along each axis.
     """
     top, bottom = _margins(tiling.y, table.shape[2], row)
     left, right = _margins(tiling.x, table.shape[3], 0)
-    return F.pad(table, (left, right, top, bottom)).flip(2, 3)
+    return F.pad(table, (left, right, top, bottom))
 
 
 def offset_table_backward(offsets: Tensor, table: Tensor, tiling: Tiling, row: int = 0) -> Tensor:
     """Gradient of the table, for its shape [K, U, Rh, Rw], from that of :func:`offset_table`."""
     top, bottom = _margins(tiling.y, table.shape[2], row)
     left, right = _margins(tiling.x, table.shape[3], 0)
-    return F.pad(offsets.flip(2, 3), (-left, -right, -top, -bottom))
+    return F.pad(offsets, (-left, -right, -top, -bottom))
 
 
 def _sum_diagonals(pairs: Tensor) -> Tensor:
@@ -228,31 +235,48 @@ class _Kept:
 
     def __init__(self, table: Tensor) -> None:
         self.table = table.detach().clone()
-        self.blocks: OrderedDict[tuple[Tiling, torch.dtype, bool], dict[int, Tensor]] = OrderedDict()
+        self.blocks: OrderedDict[tuple[Axis, Axis, torch.dtype, bool], list[Tensor]] = OrderedDict()
 
 
 _KEPT = WeakTensorKeyDictionary()
 _LOCK = threading.Lock()
 
 
-def cached_embeddings(table: Tensor, tiling: Tiling, dtype: torch.dtype, row: int = 0, content: bool = False) -> Tensor:
-    """:func:`embeddings` in a dtype, built once for each tiling for as long as the table lives and stays as it is.
+def keeps_embeddings(table: Tensor) -> bool:
+    """Whether :func:`kept_embeddings` can serve.
 
-    Nothing of it is in a module, so it is neither saved, copied nor moved. The table is compared with what the
-    embeddings were made of, so no edit is missed, not even one through ``.data``. That comparison waits for the
-    device, so on others than the CPU, which build them fast, nothing is kept; nor inside a compiled graph.
+    The table is compared with what the embeddings were made of, so no edit is missed, not even one through ``.data``.
+    That comparison waits for the device, so on others than the CPU, which build them fast, nothing is kept; nor inside
+    a compiled graph.
     """
-    if type(table) not in (Tensor, nn.Parameter) or table.device.type != "cpu" or torch.compiler.is_compiling():
-        return embeddings(table.to(dtype), tiling, row, content)
-    key = (Tiling(tiling.y, tiling.x, 0), dtype, content)
+    return type(table) in (Tensor, nn.Parameter) and table.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def kept_embeddings(table: Tensor, tiling: Tiling, dtype: torch.dtype, content: bool) -> Iterator[tuple[int, Tensor]]:
+    """Rows of tiles, each with its :func:`embeddings` in a dtype, whose context counts forwards.
+
+    Built once for each tiling for as long as the table lives and stays as it is. Nothing of it is in a module, so it is
+    neither saved, copied nor moved.
+    """
+    key = tiling.y, tiling.x, dtype, content
     with _LOCK:
         kept = _KEPT.get(table)
         if kept is None or kept.table.dtype != table.dtype or not torch.equal(kept.table, table):
             kept = _KEPT[table] = _Kept(table)
-        blocks = kept.blocks.setdefault(key, {})
-        if row not in blocks:
-            blocks[row] = embeddings(table.detach().to(dtype), tiling, row, content)
+        if key not in kept.blocks:
+            rows = range(1 if tiling.shared else tiling.y.tiles)
+            kept.blocks[key] = [_forwards(table.detach().to(dtype), tiling, row, content) for row in rows]
         kept.blocks.move_to_end(key)
         while len(kept.blocks) > CACHED_SIZES:
             kept.blocks.popitem(last=False)
-        return blocks[row]
+        blocks = kept.blocks[key]
+    return enumerate(blocks * tiling.y.tiles if tiling.shared else blocks)
+
+
+def _forwards(table: Tensor, tiling: Tiling, row: int, content: bool) -> Tensor:
+    """:func:`embeddings` whose context counts from the first position to the last."""
+    block = embeddings(table, tiling, row, content)
+    sizes = table.shape[1], tiling.y.extent(row), tiling.x.extent(0)
+    context = block[..., : math.prod(sizes)]
+    context.copy_(context.unflatten(2, sizes).flip(3, 4).flatten(2))
+    return block

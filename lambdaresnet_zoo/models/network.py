@@ -9,12 +9,14 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.layers import register_notrace_function, to_2tuple
+from timm.layers import ConvNormAct, register_notrace_function, to_2tuple
 from timm.models import build_model_with_cfg
 from timm.models._input import update_model_input_size  # no public name; timm's own set_input_size calls it
 from timm.models.byobnet import ByoBlockCfg, ByobNet, ByoModelCfg, DownsampleAvg
 from torch import Tensor, nn
+from torch.nn.utils import fuse_conv_bn_eval
 
 from ..layers import CeilAvgPool2d, LambdaLayer
 from ..layers.lambda_layer import lambda_grid
@@ -70,6 +72,25 @@ def stage(
     return tuple(blocks)
 
 
+class FusibleConvNormAct(ConvNormAct):
+    """timm's convolution, batch norm and activation, whose batch norm folds into the convolution."""
+
+    @torch.jit.ignore
+    def fuse(self) -> "FusibleConvNormAct":
+        """Fold the batch norm, for evaluation alone, and return the module; timm's ``reparameterize_model`` calls it.
+
+        Raises:
+            ValueError: the module is in training mode.
+        """
+        if self.training:
+            raise ValueError("batch norms are folded for evaluation alone: call eval() first")
+        own: Any = self  # timm's module has no types
+        if getattr(own.bn, "running_mean", None) is not None:
+            own.conv = fuse_conv_bn_eval(own.conv, own.bn)
+            own.bn = nn.Sequential(own.bn.drop, own.bn.act)
+        return self
+
+
 class LambdaResNet(ByobNet):
     """timm's ByobNet with lambda layers that can share embeddings and be given another input size.
 
@@ -90,6 +111,8 @@ class LambdaResNet(ByobNet):
         for module in self.modules():
             if isinstance(module, DownsampleAvg) and type(module.pool) is nn.AvgPool2d and module.pool.stride == 2:
                 module.pool = CeilAvgPool2d()  # the same averages, in a form that exports
+            if type(module) is ConvNormAct:  # which timm's blocks make themselves
+                module.__class__ = FusibleConvNormAct
         if share_position:
             for blocks in self.stages:
                 owners: dict[Any, LambdaLayer] = {}  # by shape: a strided global layer sees a larger map

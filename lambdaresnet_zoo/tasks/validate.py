@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from timm.data import create_loader, resolve_data_config
+from timm.models import reparameterize_model
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -51,6 +52,8 @@ class Precision:
     channels_last: bool = False
     compile: str = ""
     """Backend of torch.compile; none where empty."""
+    reparam: bool = False
+    """Fold what timm's ``reparameterize_model`` folds, batch norms of a LambdaResNet."""
 
     def __str__(self) -> str:
         return f"{self.amp} autocast" if self.amp else "float32"
@@ -117,7 +120,7 @@ def measure(
         config: preprocessing, as ``resolve_input`` gives it.
         device: of the model.
         loading: batch size, workers, what to do with damaged images.
-        precision: autocast, memory format, compilation.
+        precision: autocast, memory format, compilation, folding.
         real: ImageNet-ReaL's classes by file name; images without any are not scored.
         confusion: count which class is taken for which, too.
 
@@ -128,6 +131,8 @@ def measure(
         UserError: an image cannot be decoded, a class is out of range, or memory runs out.
     """
     loading, precision = loading or Loading(), precision or Precision()
+    if precision.reparam:
+        model = reparameterize_model(model)
     if precision.channels_last:
         model = model.to(memory_format=torch.channels_last)
     network: Any = torch.compile(model, backend=precision.compile) if precision.compile else model

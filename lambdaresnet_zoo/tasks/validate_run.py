@@ -56,6 +56,7 @@ class Options:
     amp_dtype: str = "float16"
     channels_last: bool = False
     torchcompile: str = ""
+    reparam: bool = False
     real_labels: str = ""
     valid_labels: str = ""
     skip_bad: bool = False
@@ -68,7 +69,7 @@ class Options:
         """What the figures depend on beside model, weights, data and split, as one short text."""
         names: tuple[str, ...] = ("dataset", "split", "class_map", "input_key", "target_key", "img_size", "crop_pct")
         names += ("crop_mode", "interpolation", "channels_last", "torchcompile", "real_labels", "valid_labels")
-        names += ("skip_bad", "use_ema")
+        names += ("skip_bad", "use_ema", "reparam")
         given = [(name, getattr(self, name)) for name in names]
         told = [f"{name}={_content(value)}" for name, value in given if value not in ("", None, False)]
         return " ".join([*told, f"amp={self.amp_dtype}"] if self.amp else told)
@@ -174,7 +175,9 @@ def _one(
         config,
         device,
         Loading(options.batch_size, options.workers, options.skip_bad, shown and not process),
-        Precision(options.amp_dtype if options.amp else "", options.channels_last, options.torchcompile),
+        Precision(
+            options.amp_dtype if options.amp else "", options.channels_last, options.torchcompile, options.reparam
+        ),
         real,
     )
     if not found.count and not found.partial:

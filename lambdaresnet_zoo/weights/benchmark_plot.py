@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .benchmarks import BESIDE, MACHINE, MEASURED, TRAINING, ZOO, Row, cells, is_gpu
+from .benchmarks import BESIDE, MACHINE, MEASURED, TRAINING, UNFOLDED, ZOO, Row, cells, is_gpu
 from .files import read_rows
 from .pictures import new_figure, save_figure
 
@@ -99,6 +99,7 @@ def _panel(axes: Any, rows: Sequence[Row], column: str, label: str, along: str) 
 
 def _growing(rows: Sequence[Row], along: str) -> list[Row]:
     """The rows of one curve: at the smallest batch, or at the size that has several batches."""
+    rows = [row for row in rows if row["layer"] != UNFOLDED]
     if along == "size":
         least = min((int(row["batch"]) for row in rows), default=1)
         return [row for row in rows if int(row["batch"]) == least]

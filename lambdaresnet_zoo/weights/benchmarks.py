@@ -16,6 +16,7 @@ __all__ = [
     "MACHINE",
     "MEASURED",
     "TRAINING",
+    "UNFOLDED",
     "ZOO",
     "Row",
     "benchmark_rows",
@@ -28,6 +29,7 @@ __all__ = [
     "model_table",
     "roofline_table",
     "speed_up",
+    "unfolded_speed_up",
 ]
 
 RESULTS = Path(__file__).parent / "results"
@@ -35,6 +37,8 @@ GROWTH = RESULTS / "benchmark_growth.csv"
 ZOO = "zoo"
 BESIDE = "attention narrow"
 """Measured beside the peers, and not one of them: attention with queries and keys as short as a lambda layer's."""
+UNFOLDED = "zoo unfolded"
+"""This package's layer or network in evaluation as it is built, its batch norms not folded; not one of the peers."""
 MEASURED = "measured"
 TRAINING = "training"
 PARTS = ("layer", "model", "growth", "roofline")
@@ -66,16 +70,23 @@ def speed_up(cell: Sequence[Row]) -> tuple[float, str] | None:
     Returns:
         None where the layer, or every peer, was not timed.
     """
-    timed = [row for row in cell if row["layer"] not in (ZOO, BESIDE) and row["times_zoo"]]
+    timed = [row for row in cell if row["layer"] not in (ZOO, UNFOLDED, BESIDE) and row["times_zoo"]]
     if not timed:
         return None
     fastest = min(timed, key=lambda row: float(row["times_zoo"]))  # paired ratios, not times of other moments
     return float(fastest["times_zoo"]), fastest["layer"]
 
 
+def unfolded_speed_up(cell: Sequence[Row]) -> tuple[float, str] | None:
+    """:func:`speed_up` of the layer as it is built; None where that was not timed, too."""
+    found, own = speed_up(cell), _times(cell, UNFOLDED)
+    return None if found is None or own is None else (found[0] / own, found[1])
+
+
 def memory_share(cell: Sequence[Row]) -> tuple[float, str] | None:
     """The peak memory of this package's layer over that of the leanest peer, and which that is; None as above."""
-    peaks = {row["layer"]: float(row["peak_mib"]) for row in cell if row["peak_mib"] and row["layer"] != BESIDE}
+    held = [row for row in cell if row["peak_mib"] and row["layer"] not in (UNFOLDED, BESIDE)]
+    peaks = {row["layer"]: float(row["peak_mib"]) for row in held}
     own = peaks.pop(ZOO, None)
     if own is None or not peaks:
         return None
@@ -122,15 +133,15 @@ def layer_table(rows: Sequence[Row]) -> str:
     batches = sorted({row["batch"] for row in rows}, key=int)
     of = " / ".join(batches)
     lines = [
-        f"| d | size | scope | forward, batch {of} | forward and backward | memory of a training step | fastest peer |"
-        " narrow attention |",
-        "|---|---|---|---|---|---|---|---|",
+        f"| d | size | scope | forward, batch {of} | unfolded | forward and backward | memory of a training step |"
+        " fastest peer | narrow attention |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for (dim, size, scope), shape in cells(rows, "dim", "size", "scope").items():
         by_cell = cells(shape, "mode", "batch")
         ratios = []
-        for mode in ("forward", TRAINING):
-            ratios.append(_each(speed_up(by_cell.get((mode, batch), [])) for batch in batches))
+        for figure, mode in ((speed_up, "forward"), (unfolded_speed_up, "forward"), (speed_up, TRAINING)):
+            ratios.append(_each(figure(by_cell.get((mode, batch), [])) for batch in batches))
         memory = _each(memory_share(by_cell.get((TRAINING, batch), [])) for batch in batches)
         last = []
         for mode in ("forward", TRAINING):
@@ -148,7 +159,12 @@ def _each(found: Iterable[tuple[float, str] | None]) -> str:
 
 
 def _beside(cell: Sequence[Row]) -> str:
-    return next((f"{float(row['times_zoo']):.2f}" for row in cell if row["layer"] == BESIDE and row["times_zoo"]), "-")
+    times = _times(cell, BESIDE)
+    return "-" if times is None else f"{times:.2f}"
+
+
+def _times(cell: Sequence[Row], layer: str) -> float | None:
+    return next((float(row["times_zoo"]) for row in cell if row["layer"] == layer and row["times_zoo"]), None)
 
 
 KINDS = {
@@ -167,8 +183,8 @@ def model_table(rows: Sequence[Row]) -> str:
     """
     lines = [
         "| network | size | published top-1 (%) | EfficientNet | its size | its top-1 (%) | "
-        "EfficientNet takes | ResNet-RS takes | on timm's layer |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "EfficientNet takes | ResNet-RS takes | on timm's layer | unfolded |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for (model, size), case in cells(rows, "model", "size").items():
         kinds = cells(case, "kind")
@@ -177,7 +193,8 @@ def model_table(rows: Sequence[Row]) -> str:
         timm = _modes(kinds.get(("timm layer",), kinds.get(("timm",), [])))
         line = [f"`{model}`", size, tops[0], rival["network"], rival["network_size"], tops[1]]
         line += [_modes(kinds.get((kind,), [])) for kind in ("efficientnet", "resnet-rs")]
-        lines.append(f"| {' | '.join([*line, timm])} |")
+        unfolded = _modes(kinds.get((UNFOLDED,), [])).partition(" / ")[0]  # of inference alone
+        lines.append(f"| {' | '.join([*line, timm, unfolded])} |")
     batches = {mode: sorted({row["batch"] for row in rows if row["mode"] == mode}, key=int) for mode in MODEL_MODES}
     told = " and ".join(f"{mode} {', '.join(found)}" for mode, found in batches.items() if found)
     return "\n".join([*lines, "", f"Batches: {told}."])

@@ -6,6 +6,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import load_file, save_file
+from timm.models import reparameterize_model
 from torch.export import Dim
 
 import lambdaresnet_zoo
@@ -52,6 +53,37 @@ def test_output_stride_keeps_resolution(name, output_stride):
     for tensor, reduction in zip(maps, features.feature_info.reduction(), strict=True):
         assert tensor.shape[2:] == (96 // reduction, 128 // reduction)
     assert max(features.feature_info.reduction()) == output_stride
+
+
+@pytest.mark.parametrize("name", [*SMALL, "lambdaresnet50", "lambdaresnet26rpt_256", *LEADERJ1001])
+def test_folding_batch_norms_changes_no_output(name):
+    """All but those behind a lambda layer, and timm's own blocks of MobileNetV2."""
+    model = create(name).double()
+    for key, value in model.state_dict().items():
+        if key.endswith("running_var"):
+            value.uniform_(0.5, 2.0)
+        elif key.endswith("running_mean"):
+            value.normal_(std=0.1)
+    folded = reparameterize_model(model)
+    size = model.default_cfg["input_size"][1] if name == "lambdaresnet26rpt_256" else 65
+    x = torch.randn(2, 3, size, size, dtype=torch.float64)
+    with torch.inference_mode():
+        expected = model(x)
+        torch.testing.assert_close(folded(x), expected, rtol=1e-9, atol=1e-9 * expected.abs().max().item())
+    norms = [key for key, module in folded.named_modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    if name != "lambda_mobilenetv2_100":
+        assert len(norms) == len(lambda_layers(model)) and all(key.endswith("post_attn") for key in norms)
+    assert not any("self_attn" in key for key in norms)
+
+
+def test_folding_is_for_evaluation_and_goes_where_features_are_taken():
+    model = create("test_lambdaresnet", features_only=True)
+    x = torch.randn(1, 3, 64, 64)
+    with torch.inference_mode():
+        for found, expected in zip(reparameterize_model(model)(x), model(x), strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match=r"call eval\(\) first"):
+        reparameterize_model(model.train())
 
 
 @pytest.mark.parametrize("name", ["test_lambdaresnet", "lambdaresnet26rpt_256", "lambda_mobilenetv2_100"])

@@ -58,12 +58,14 @@ def validate(command, checkpoint, tmp_path):
          {"img_size": 64, "crop_pct": 0.7, "interpolation": "bilinear"}),
         (["--crop-mode", "squash"], {"crop_mode": "squash"}),
         (["--channels-last"], {"channels_last": True}),
+        (["--reparam"], {}),
         (["--amp", "--amp-dtype", "bfloat16"], {"amp": torch.bfloat16}),
         (["--amp"], {"amp": torch.float16}),
         (["--torchcompile", "eager"], {}),
         pytest.param(["--torchcompile"], {}, marks=pytest.mark.slow),
     ],
-    ids=["plain", "batch", "preprocessing", "squash", "channels_last", "bfloat16", "float16", "compile", "inductor"],
+    ids=["plain", "batch", "preprocessing", "squash", "channels_last", "reparam", "bfloat16", "float16", "compile",
+         "inductor"],
 )  # fmt: skip
 def test_digits_are_those_of_timms_own_loop(validate, sets, checkpoint, options, settings):
     """With seven classes and random weights, other preprocessing gives other figures."""

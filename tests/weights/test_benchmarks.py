@@ -21,6 +21,7 @@ def _layer(mode, batch, name, milliseconds, times, peak, **other):
 
 ROWS = [
     _layer("forward", 8, "zoo", 10, 1, 5),
+    _layer("forward", 8, "zoo unfolded", 12, 1.25, 1),
     _layer("forward", 8, "timm", 30, 3.0, 20),
     _layer("forward", 8, "attention", 20, 2.125, 20),
     _layer("forward", 8, "attention narrow", 12, 1.2, 4),
@@ -36,7 +37,7 @@ ROWS = [
 def test_the_layers_line_has_the_fastest_and_the_leanest():
     line = layer_table(ROWS).splitlines()[2]
     cells = [cell.strip() for cell in line.strip("|").split("|")]
-    assert cells[:6] == ["512", "14", "23", "2.12 / -", "2.00 / -", "0.50 / -"]
+    assert cells[:7] == ["512", "14", "23", "2.12 / -", "1.70 / -", "2.00 / -", "0.50 / -"]
 
 
 def test_the_fastest_is_named_at_the_largest_batch():
@@ -45,8 +46,8 @@ def test_the_fastest_is_named_at_the_largest_batch():
 
 def test_the_ratio_is_the_least_of_all_peers():
     """Of paired ratios: a peer's own time may be of a faster moment."""
-    rows = [*ROWS[:2], _layer("forward", 8, "attention", 31, 2.5, 20)]
-    assert layer_table(rows).splitlines()[2].startswith("| 512 | 14 | 23 | 2.50 | - |")
+    rows = [*ROWS[:3], _layer("forward", 8, "attention", 31, 2.5, 20)]
+    assert layer_table(rows).splitlines()[2].startswith("| 512 | 14 | 23 | 2.50 | 2.00 | - |")
 
 
 def test_peers_are_named_at_the_largest_batch_that_was_timed():
@@ -60,11 +61,12 @@ def test_the_networks_line():
     zoo = {"kind": "zoo", "network": "lambdaresnet152", "network_size": "256", "times_zoo": "1"}
     rows = [
         key | zoo | {"mode": "inference", "batch": "4"},
+        key | zoo | {"kind": "zoo unfolded", "mode": "inference", "batch": "4", "times_zoo": "1.25"},
         key | efficientnet | {"mode": "inference", "batch": "4", "times_zoo": "2.5"},
         key | efficientnet | {"mode": "training", "batch": "2", "times_zoo": "", "status": "out of memory"},
     ]
     table = model_table(rows).splitlines()
-    expected = "| `lambdaresnet152` | 256 | 83.8 | efficientnet_b5 | 456 | 83.6 | 2.50 / out of memory | - | - |"
+    expected = "| `lambdaresnet152` | 256 | 83.8 | efficientnet_b5 | 456 | 83.6 | 2.50 / out of memory | - | - | 1.25 |"
     assert table[2] == expected
     assert table[-1] == "Batches: inference 4 and training 2."
 

@@ -7,14 +7,16 @@ from statistics import median
 from typing import Any
 
 import torch
+from timm.models import reparameterize_model
+from torch import nn
 
 from ...layers.scratch import release
-from ...weights.benchmarks import MEASURED
+from ...weights.benchmarks import MEASURED, UNFOLDED
 from .graphs import captured
 from .memory import OutOfMemory, memory_limit, peak_memory
 from .timing import Clock, Samples, interleave
 
-__all__ = ["COLUMNS", "NO_GRAPH", "NO_MEMORY", "TOO_SLOW", "Limits", "Setting", "compare", "too_slow"]
+__all__ = ["COLUMNS", "NO_GRAPH", "NO_MEMORY", "TOO_SLOW", "Limits", "Setting", "compare", "prepared", "too_slow"]
 
 NO_MEMORY, TOO_SLOW, NO_GRAPH = "out of memory", "too slow", "no CUDA graph"
 """What a row says of itself where there is nothing to compare."""
@@ -59,6 +61,13 @@ class Setting:
     def autocast(self) -> AbstractContextManager[Any]:
         """For the forward pass."""
         return torch.autocast(self.device.type, getattr(torch, self.amp)) if self.amp else nullcontext()
+
+
+def prepared(network: nn.Module) -> nn.Module:
+    """A network or layer in evaluation, with folded what timm's ``reparameterize_model`` folds of it."""
+    below = nn.Sequential(network.eval())  # which is where it looks
+    folded: nn.Module = reparameterize_model(below, inplace=True)[0]
+    return folded
 
 
 def compare(
@@ -121,7 +130,7 @@ def too_slow(zoo: str, seconds: Mapping[str, float], limits: Limits) -> list[str
         seconds: of a pass, by name; 0 where that is not known.
         limits: of the run.
     """
-    peers = {name: each for name, each in seconds.items() if name != zoo}
+    peers = {name: each for name, each in seconds.items() if name not in (zoo, UNFOLDED)}
     line = max(limits.pass_seconds, NEAR * min(peers.values(), default=0.0))
     return [name for name, each in peers.items() if each > line]
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...weights.benchmarks import MEASURED, ZOO
-from .compare import COLUMNS, NO_MEMORY, TOO_SLOW, Limits, Setting, compare, too_slow
+from ...weights.benchmarks import MEASURED, UNFOLDED, ZOO
+from .compare import COLUMNS, NO_MEMORY, TOO_SLOW, Limits, Setting, compare, prepared, too_slow
 from .peers import Shape, layers_for
 
 __all__ = ["BATCHES", "FIELDS", "KEY", "MODES", "QUICK_SHAPES", "SHAPES", "History", "key_of", "measure", "one_pass"]
@@ -25,7 +25,8 @@ SHAPES = (
 QUICK_SHAPES = (Shape(256, 14, 23), Shape(512, 7, 23))
 BATCHES = {"cpu": (1, 8, 32), "cuda": (1, 8, 32, 256)}
 MODES = ("forward", "training")
-"""Evaluation without gradients; and forward and backward in training, gradients of input and all parameters."""
+"""Evaluation without gradients, batch norms folded where a layer lets timm do it; and forward and backward in training,
+gradients of input and all parameters."""
 
 KEY = ("dim", "size", "scope", "batch", "mode")
 FIELDS = (*KEY, "layer", *COLUMNS)
@@ -76,20 +77,28 @@ def measure(shape: Shape, batch: int, mode: str, setting: Setting, history: Hist
     gradient = torch.randn_like(x, requires_grad=False) if training else None
     key = key_of(shape, batch, mode)
     layers = layers_for(shape)
+    if training:
+        del layers[UNFOLDED]  # nothing is folded there
     verdicts = history.verdicts(key, layers, setting.limits)
-    builders = {name: partial(_build, build, x, gradient, setting) for name, build in layers.items()}
+    builders = {
+        name: partial(_build, build, x, gradient, setting, fold=name != UNFOLDED) for name, build in layers.items()
+    }
     rows = [{**key, "layer": name, **columns} for name, columns in compare(ZOO, builders, setting, verdicts).items()]
     for row in rows:
         history.add(row)
     return rows
 
 
-def _build(build: Callable[[], nn.Module], x: Tensor, gradient: Tensor | None, setting: Setting) -> Callable[[], None]:
+def _build(
+    build: Callable[[], nn.Module], x: Tensor, gradient: Tensor | None, setting: Setting, fold: bool
+) -> Callable[[], None]:
     x.grad = None  # another layer's, which the first pass of this one would seem to give back
-    return one_pass(build().to(setting.device), x, gradient, setting)
+    return one_pass(build().to(setting.device), x, gradient, setting, fold)
 
 
-def one_pass(layer: nn.Module, x: Tensor, gradient: Tensor | None, setting: Setting) -> Callable[[], None]:
+def one_pass(
+    layer: nn.Module, x: Tensor, gradient: Tensor | None, setting: Setting, fold: bool = True
+) -> Callable[[], None]:
     """What is timed.
 
     Args:
@@ -97,12 +106,14 @@ def one_pass(layer: nn.Module, x: Tensor, gradient: Tensor | None, setting: Sett
         x: the input, which requires a gradient in training.
         gradient: of a loss by the output, dense as it comes from the next layer of a network; None for evaluation.
         setting: of the run.
+        fold: in evaluation, first fold what the layer lets timm fold.
     """
     layer.train(gradient is not None)
+    ready = prepared(layer) if fold and gradient is None else layer
 
     def evaluate() -> None:
         with torch.inference_mode(), setting.autocast():
-            layer(x)
+            ready(x)
 
     def train() -> None:
         assert gradient is not None

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ...errors import UserError
 from ...layers import LambdaLayer
-from ...weights.benchmarks import BESIDE, ZOO
+from ...weights.benchmarks import BESIDE, UNFOLDED, ZOO
 
 __all__ = ["HEADS", "PEERS", "QUERY_DEPTH", "FusedAttention", "Shape", "layers_for"]
 
@@ -146,6 +146,6 @@ LOCAL = ("timm", "lambda-networks")
 
 
 def layers_for(shape: Shape) -> dict[str, Callable[[], nn.Module]]:
-    """Builders of the layers that are compared at a shape, this package's first, by name."""
+    """Builders of the layers that are compared at a shape, this package's first, by name; UNFOLDED is the same."""
     peers = {name: build for name, build in PEERS.items() if shape.scope is not None or name not in LOCAL}
-    return {name: partial(build, shape) for name, build in {ZOO: zoo, **peers}.items()}
+    return {name: partial(build, shape) for name, build in {ZOO: zoo, UNFOLDED: zoo, **peers}.items()}

@@ -10,9 +10,11 @@ from timm.layers.lambda_layer import LambdaLayer as TimmLayer
 from lambdaresnet_zoo.errors import UserError
 from lambdaresnet_zoo.models.lambdaresnet import NETWORKS
 from lambdaresnet_zoo.models.lambdaresnet_public import from_timm
+from lambdaresnet_zoo.models.network import lambda_layers
 from lambdaresnet_zoo.tasks.benchmark import model
 from lambdaresnet_zoo.tasks.benchmark.compare import Limits, Setting
 from lambdaresnet_zoo.tasks.benchmark.model import Case
+from lambdaresnet_zoo.weights.benchmarks import UNFOLDED, ZOO
 
 CPU = Setting(torch.device("cpu"), limits=Limits(repeats=1))
 
@@ -82,10 +84,27 @@ def test_a_case_has_a_row_for_each_network():
     rows = model.measure(Case("lambdaresnet26t", 256), 1, "inference", CPU)
     assert [(row["kind"], row["network"], row["status"]) for row in rows] == [
         ("zoo", "lambdaresnet26t", "measured"),
+        ("zoo unfolded", "lambdaresnet26t", "measured"),
         ("timm", "lambda_resnet26t", "measured"),
     ]
     assert all(set(row) == set(model.FIELDS) for row in rows)
     assert rows[0]["times_zoo"] == "1.0000" and float(rows[1]["peak_mib"]) > 0
+
+
+def test_networks_are_compared_channels_last_and_folded_where_they_can_be():
+    passes = {kind: model._build(kind, "test_lambdaresnet", 64, 1, "inference", CPU) for kind in (ZOO, UNFOLDED)}
+    for kind, evaluate in passes.items():
+        network, images = (cell.cell_contents for cell in evaluate.__closure__ if cell.cell_contents is not CPU)
+        if isinstance(network, torch.Tensor):
+            network, images = images, network
+        norms = sum(isinstance(module, torch.nn.BatchNorm2d) for module in network.modules())
+        assert (norms == len(lambda_layers(network))) is (kind == ZOO)
+        for tensor in (images, network.stem.conv1.conv.weight):
+            assert tensor.is_contiguous(memory_format=torch.channels_last)
+    theirs = model._channels_last(
+        timm.create_model("lambda_resnet26t", device="meta")
+    )  # with a weight of five dimensions
+    assert theirs.stem.conv1.conv.weight.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_a_training_step_trains_and_holds_nothing_after():

@@ -10,7 +10,7 @@ from lambdaresnet_zoo.layers import lambda_reference
 from lambdaresnet_zoo.layers.contraction import expand_table
 from lambdaresnet_zoo.tasks.benchmark import peers
 from lambdaresnet_zoo.tasks.benchmark.peers import PEERS, Shape, layers_for
-from lambdaresnet_zoo.weights.benchmarks import BESIDE, ZOO
+from lambdaresnet_zoo.weights.benchmarks import BESIDE, UNFOLDED, ZOO
 
 SHAPE = Shape(32, 6, 5)
 
@@ -100,7 +100,7 @@ def test_attention_depends_on_relative_positions_by_the_query():
 
 def test_who_is_compared_where():
     local, everywhere = layers_for(SHAPE), layers_for(Shape(32, 6, None))
-    assert list(local) == [ZOO, *PEERS]
+    assert list(local) == [ZOO, UNFOLDED, *PEERS]
     assert set(local) - set(everywhere) == {"timm", "lambda-networks"}
     for name, build in {**local, **everywhere}.items():
         layer = build()

@@ -7,7 +7,9 @@ import torch
 from command import one_line
 
 from lambdaresnet_zoo.tasks.benchmark import compare, layer, run
+from lambdaresnet_zoo.tasks.benchmark.peers import Shape, zoo
 from lambdaresnet_zoo.tasks.benchmark.results import MACHINE, VERSIONS, ResultFile, surroundings
+from lambdaresnet_zoo.weights.benchmarks import UNFOLDED
 from lambdaresnet_zoo.weights.files import read_rows, write_rows
 
 SMALL = ("benchmark", "layer", "--shapes", "32,6,5", "--batch-size", 2, 1, "--repeats", 2, "--device", "cpu")
@@ -26,14 +28,14 @@ def test_a_small_run_writes_every_row_and_a_table(command, tmp_path):
     assert status == 0 and err == []
     rows = read_rows(path)
     assert list(rows[0]) == [*layer.FIELDS, *MACHINE, *VERSIONS]
-    assert _keys(rows) == ALL and len(rows) == 4 * 8
+    assert _keys(rows) == ALL and len(rows) == 4 * 8 + 2  # what is not folded, forward
     for row in rows:
         assert row["status"] == "measured" and row["precision"] == "float32"
         low, middle, high = (float(row[f"times_zoo{end}"]) for end in ("_min", "", "_max"))
         assert 0 < low <= middle <= high
         assert float(row["milliseconds"]) > 0 and int(row["rounds"]) in (1, 2)
     peaks = {(row["batch"], row["mode"], row["layer"]): float(row["peak_mib"]) for row in rows}
-    for name in {row["layer"] for row in rows}:
+    for name in {row["layer"] for row in rows} - {UNFOLDED}:
         assert all(peaks[(*small, name)] < peaks[(*large, name)] for small, large in pairwise([ALL[0], ALL[2]]))
     assert any(line.startswith("| 32 | 6 | 5 |") for line in out)
 
@@ -157,6 +159,22 @@ def test_the_input_gets_gradients_and_evaluation_none():
     x.grad = net.weight.grad = None
     layer.one_pass(net, x.detach(), None, setting)()
     assert not net.training and net.weight.grad is None
+
+
+def test_evaluation_folds_what_timm_folds_but_of_one_row():
+    setting = compare.Setting(torch.device("cpu"))
+    x = torch.randn(1, 32, 6, 6)
+    for fold in (True, False):
+        own = zoo(Shape(32, 6, 5))
+        layer.one_pass(own, x, None, setting, fold)()
+        assert isinstance(own.norm_q, torch.nn.Identity) is fold
+    own = zoo(Shape(32, 6, 5))
+    layer.one_pass(own, x.requires_grad_(), torch.ones(1, 32, 6, 6), setting)()
+    assert isinstance(own.norm_q, torch.nn.BatchNorm2d)
+    setting = compare.Setting(torch.device("cpu"), limits=compare.Limits(repeats=1))
+    for mode, expected in (("forward", True), ("training", False)):
+        rows = layer.measure(Shape(32, 6, 5), 1, mode, setting, layer.History([]))
+        assert (UNFOLDED in [row["layer"] for row in rows]) is expected
 
 
 def test_autocast_on_a_cpu(command, tmp_path):
