@@ -8,6 +8,7 @@ b counts images and the tiles of a row.
 from collections.abc import Sequence
 from functools import cached_property
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -105,6 +106,11 @@ class Windows:
             windows = windows.flip(4, 5)
         for tile in range(x.tiles):
             rows[..., x.window(tile)] += windows[:, tile]
+
+    def sums(self) -> "Windows":
+        """Zeros to add windows of this shape to, in float32 at least: what overlaps is summed over tiles."""
+        dtype = torch.promote_types(self.maps.dtype, torch.float32)
+        return Windows(self.maps.new_zeros(self.maps.shape, dtype=dtype), self.tiling, self.forwards)
 
     def values(self) -> Tensor:
         """[B, V, U, N], without padding."""

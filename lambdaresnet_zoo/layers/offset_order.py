@@ -53,14 +53,10 @@ def backward(
     batch, _, k, _ = queries.shape
     v = values.shape[1]
     gradient = gradient.contiguous()
-    tiles, gradients = Tiles(queries, tiling), Tiles(gradient, tiling)
-    context = Windows(values, tiling, forwards=True)
+    tiles, gradients, context = Tiles(queries, tiling), Tiles(gradient, tiling), Windows(values, tiling, forwards=True)
     of_queries, of_lambdas = content_gradients(gradient, queries, lambdas)
     of_tiles = Tiles(of_queries, tiling)
-    # Sums over tiles and over images are in float32 at least, that of the table in its own dtype, which is.
-    sums = values.new_zeros(values.shape, dtype=torch.promote_types(values.dtype, torch.float32))
-    of_context = Windows(sums, tiling, forwards=True)
-    of_table = torch.zeros_like(table, memory_format=torch.contiguous_format)
+    of_context, of_table = context.sums(), torch.zeros_like(table, memory_format=torch.contiguous_format)
     scratch = Scratch(queries, "scores")
     for row in range(tiling.y.tiles):
         padded = offset_table(table.to(queries.dtype), tiling, row)

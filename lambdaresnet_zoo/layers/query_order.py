@@ -82,12 +82,10 @@ def backward(
     batch, heads = queries.shape[:2]
     v = values.shape[1]
     gradient = gradient.contiguous()
-    tiles, context, gradients = Tiles(queries, tiling), Windows(values, tiling), Tiles(gradient, tiling)
+    tiles, gradients, context = Tiles(queries, tiling), Tiles(gradient, tiling), Windows(values, tiling)
     of_queries, of_lambdas = content_gradients(gradient, queries, lambdas)
     of_tiles = Tiles(of_queries, tiling)
-    # Sums over tiles and over images are in float32 at least, that of the table in its own dtype, which is.
-    of_context = Windows(values.new_zeros(values.shape, dtype=torch.promote_types(values.dtype, torch.float32)), tiling)
-    of_table = torch.zeros_like(table, memory_format=torch.contiguous_format)
+    of_context, of_table = context.sums(), torch.zeros_like(table, memory_format=torch.contiguous_format)
     scratch = Scratch(queries, "scores")
     sums_of_block = Scratch(table, "gradient of embeddings")
     for row, block in _blocks(table, tiling, queries.dtype):
