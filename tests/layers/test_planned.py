@@ -52,13 +52,14 @@ def test_every_tiling_is_the_plain_order(size, scope, u):
     cotangent = torch.randn_like(expected)
     wanted = torch.autograd.grad(expected, given, cotangent)
     held = [tensor.detach() for tensor in given]
+    of_position = plain_output(*held[:3], None, *size, "lambda")
     count = 0
     for tiling in tilings(size, scope):
         plan = Plan("query", tiling, tiling.chunk, 0, 0)
-        output = planned.run(plan, *held, *size)
-        torch.testing.assert_close(
-            output, expected.detach(), rtol=1e-10, atol=1e-10, msg=lambda m, t=tiling: f"{t}: {m}"
-        )
+        for lambdas, cache in itertools.product((held[3], None), (False, True)):  # kept embeddings count forwards
+            output = planned.run(plan, *held[:3], lambdas, *size, cache=cache)
+            plain = expected.detach() if lambdas is not None else of_position
+            torch.testing.assert_close(output, plain, rtol=1e-10, atol=1e-10, msg=lambda m, t=tiling: f"{t}: {m}")
         found = planned.gradients(plan, cotangent, *held, *size)
         for name, got, want in zip(NAMES, found, wanted, strict=True):
             torch.testing.assert_close(
