@@ -240,10 +240,11 @@ def test_broken_pipe_is_no_traceback(draw, checkpoint):
     assert process.wait() == 141
 
 
-def _costs_without(coefficient):
+def _costs(without="", **changed):
+    """The package's, where those of a CPU lack a coefficient or are changed."""
     costs = json.loads(COSTS.read_text())
-    del costs["cpu"]["forward"]["query"][coefficient]
-    return json.dumps(costs)
+    costs["cpu"]["forward"]["query"].pop(without, None)
+    return json.dumps(costs | {"cpu": costs["cpu"] | changed})
 
 
 @pytest.mark.parametrize(
@@ -256,7 +257,9 @@ def _costs_without(coefficient):
         ("COSTS", "no such file", "LAMBDARESNET_ZOO_COSTS no such file cannot be read"),
         ("COSTS", "[]", "LAMBDARESNET_ZOO_COSTS costs.json is no cost model"),
         ("COSTS", '{"other": {}}', "LAMBDARESNET_ZOO_COSTS costs.json is no cost model"),
-        ("COSTS", _costs_without("window"), "LAMBDARESNET_ZOO_COSTS costs.json lacks window of query, forward, cpu; "),
+        ("COSTS", _costs("window"), "LAMBDARESNET_ZOO_COSTS costs.json lacks window of query, forward, cpu; unset it"),
+        ("COSTS", _costs(forward=3), "LAMBDARESNET_ZOO_COSTS costs.json is no cost model"),
+        ("COSTS", _costs(training={"query": {"call": None}}), "LAMBDARESNET_ZOO_COSTS costs.json is no cost model"),
     ],
 )
 def test_an_environment_that_no_plan_can_use_is_one_line(command, monkeypatch, tmp_path, name, value, told):

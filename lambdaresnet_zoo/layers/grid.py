@@ -17,7 +17,7 @@ from .tiles import Axis, Tiling
 __all__ = ["Tiles", "Windows"]
 
 
-class Tiles:  # of a whole grid in fewer calls, each of which counts where the grid is small
+class Tiles:
     """Maps [B, H, D, N] of queries, or of a gradient or sum of that shape, N counting the grid, in tiles."""
 
     def __init__(self, maps: Tensor, tiling: Tiling) -> None:
@@ -26,7 +26,7 @@ class Tiles:  # of a whole grid in fewer calls, each of which counts where the g
 
     def by_position(self, images: slice, row: int) -> Tensor:
         """[N, b * H, D] contiguous, of a row of tiles."""
-        if self.tiling.whole:
+        if self.tiling.whole:  # in fewer calls, as below: where the grid is small, each counts
             tiles = self.maps[images].permute(3, 0, 1, 2)
         else:
             tiles = self._tiles(images, row).permute(3, 5, 0, 4, 1, 2)

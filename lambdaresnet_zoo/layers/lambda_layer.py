@@ -191,7 +191,7 @@ class LambdaLayer(nn.Module):
         self.norm_q = nn.BatchNorm2d(dims[0], device=device, dtype=dtype) if norm_q else nn.Identity()
         self.norm_k = nn.BatchNorm2d(dims[1], device=device, dtype=dtype) if norm_k else nn.Identity()
         self.norm_v = nn.BatchNorm2d(dims[2], device=device, dtype=dtype) if norm_v else nn.Identity()
-        self.normalises = norm_q or norm_k or norm_v
+        self.folded = False
 
         self.position: RelativePosition | None = None
         if position:
@@ -274,33 +274,39 @@ class LambdaLayer(nn.Module):
     def fuse(self) -> "LambdaLayer":
         """Fold the batch norms into the projection, which then has a bias, for evaluation alone; returns the layer.
 
-        timm's ``reparameterize_model`` calls it.
+        timm's ``reparameterize_model`` calls it for layers within a network.
 
         Raises:
             ValueError: the layer is in training mode.
         """
         if self.training:
             raise ValueError("batch norms are folded for evaluation alone: call eval() first")
-        joint = nn.BatchNorm2d(sum(self.split_dims), eps=0.0).to(self.qkv.weight).eval()  # as it is, changes nothing
+        weight = self.qkv.weight
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+        joint = nn.BatchNorm2d(
+            len(weight), eps=0.0, device=weight.device, dtype=dtype
+        ).eval()  # that changes nothing yet
         assert joint.running_mean is not None and joint.running_var is not None
-        first = 0
+        first, found = 0, False
         for name, size in zip(("norm_q", "norm_k", "norm_v"), self.split_dims, strict=True):
             norm, part = getattr(self, name), slice(first, first + size)
             first += size
             if getattr(norm, "running_mean", None) is not None:
                 joint.running_mean[part] = norm.running_mean
-                joint.running_var[part] = norm.running_var + norm.eps
+                joint.running_var[part] = norm.running_var.to(dtype) + norm.eps
                 if norm.weight is not None:
                     joint.weight[part], joint.bias[part] = norm.weight, norm.bias
                 setattr(self, name, nn.Identity())
-        self.qkv = fuse_conv_bn_eval(self.qkv, joint)  # a copy: nothing that shares the weights changes
-        self.normalises = not all(isinstance(norm, nn.Identity) for norm in (self.norm_q, self.norm_k, self.norm_v))
+                found = True
+        if found:
+            self.qkv = fuse_conv_bn_eval(self.qkv, joint)  # a copy: nothing that shares the weights changes
+        self.folded = all(isinstance(norm, nn.Identity) for norm in (self.norm_q, self.norm_k, self.norm_v))
         return self
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, dim, h, w] -> [B, dim_out, h', w']; a global-scope layer accepts its own size alone."""
         queries, keys, values = self.qkv(x).split(self.split_dims, dim=1)
-        if self.normalises:
+        if not self.folded:
             # Dense, as torch normalises strided maps on a CPU five times slower; a copy is made sooner or later anyway.
             queries = _flat(self.norm_q(queries.contiguous()))
             keys = _flat(self.norm_k(keys.contiguous()))

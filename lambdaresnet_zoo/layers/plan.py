@@ -359,7 +359,7 @@ def _read_costs(path: Path, device: str) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise ValueError(f"LAMBDARESNET_ZOO_COSTS {path} cannot be read: {error}") from error
     sets = [costs.get("other"), *costs.values()] if isinstance(costs, dict) else [None]
-    if not all(isinstance(found, dict) and set(found) >= NEEDED for found in sets):
+    if not all(_is_costs(found) for found in sets):
         raise ValueError(f"LAMBDARESNET_ZOO_COSTS {path} is no cost model; lambdaresnet-zoo plan --fit FILE writes one")
     kind = device if device in costs else "other"
     for mode, (method, names) in product(("forward", "training"), _counted().items()):
@@ -367,10 +367,21 @@ def _read_costs(path: Path, device: str) -> dict[str, Any]:
         if coefficients is not None and (missing := names - set(coefficients)):
             raise ValueError(
                 f"LAMBDARESNET_ZOO_COSTS {path} lacks {', '.join(sorted(missing))} of {method}, {mode}, {kind}; "
-                f"lambdaresnet-zoo plan --fit FILE --device {device} writes all"
+                f"unset it, and lambdaresnet-zoo plan --fit FILE --device {device} writes all"
             )
     found: dict[str, Any] = costs[kind]
     return found
+
+
+def _is_costs(found: Any) -> bool:
+    """Whether it looks like the costs of a kind of device, coefficients being numbers."""
+    if not isinstance(found, dict) or not set(found) >= NEEDED:
+        return False
+    modes = [found["forward"], found["training"]]
+    methods = [method for mode in modes if isinstance(mode, dict) for method in mode.values()]
+    return all(isinstance(each, dict) for each in (*modes, *methods)) and all(
+        isinstance(number, (int, float)) for method in methods for number in method.values()
+    )
 
 
 @lru_cache(maxsize=1)

@@ -39,6 +39,7 @@ __all__ = [
 ]  # fmt: skip
 
 CACHED_SIZES = 4  # tilings and types that are kept for one table
+QUERIES_TURNED = 64  # at once, as turning them round takes a copy
 
 
 class Axis(NamedTuple):
@@ -191,7 +192,7 @@ def offset_table(table: Tensor, tiling: Tiling, row: int = 0) -> Tensor:
     """
     top, bottom = _margins(tiling.y, table.shape[2], row)
     left, right = _margins(tiling.x, table.shape[3], 0)
-    return F.pad(table, (left, right, top, bottom))
+    return F.pad(table, (left, right, top, bottom)).contiguous()  # where the network is channels-last, this is too
 
 
 def offset_table_backward(offsets: Tensor, table: Tensor, tiling: Tiling, row: int = 0) -> Tensor:
@@ -277,6 +278,6 @@ def _forwards(table: Tensor, tiling: Tiling, row: int, content: bool) -> Tensor:
     """:func:`embeddings` whose context counts from the first position to the last."""
     block = embeddings(table, tiling, row, content)
     sizes = table.shape[1], tiling.y.extent(row), tiling.x.extent(0)
-    context = block[..., : math.prod(sizes)]
-    context.copy_(context.unflatten(2, sizes).flip(3, 4).flatten(2))
+    for queries in block[..., : math.prod(sizes)].split(QUERIES_TURNED):
+        queries.copy_(queries.unflatten(2, sizes).flip(3, 4).flatten(2))
     return block

@@ -476,9 +476,39 @@ def test_folding_batch_norms_changes_no_output(options):
     wanted = [torch.autograd.grad(out, x, along)[0] for out in (found, expected)]
     torch.testing.assert_close(*wanted, rtol=1e-10, atol=1e-10)
     assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
-    assert set(folded.state_dict()) == {name for name in before if not name.startswith("norm_")} | {"qkv.bias"}
+    kept = {name for name in before if not name.startswith("norm_")}
+    assert set(folded.state_dict()) == kept | {"qkv.bias"}
     assert all(value.equal(before[name]) for name, value in layer.state_dict().items())  # the copy alone is folded
     torch.testing.assert_close(folded.fuse()(x), expected, rtol=1e-12, atol=1e-12)  # again: nothing is left to fold
+
+
+def test_a_layer_without_batch_norms_is_left_as_it_is():
+    layer = LambdaLayer(8, scope=3, norm_q=False, norm_v=False).eval()
+    assert layer.fuse().qkv.bias is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_folding_in_half_precision_rounds_once(dtype):
+    torch.manual_seed(0)
+    layer = LambdaLayer(32, scope=3).eval()
+    for norm in (layer.norm_q, layer.norm_v):
+        for value in (norm.running_var, norm.weight):
+            nn.init.uniform_(value, 0.5, 2.0)
+    half = layer.to(dtype)
+    exact = copy.deepcopy(half).double().fuse().qkv
+    found = copy.deepcopy(half).fuse().qkv
+    for name in ("weight", "bias"):
+        rounding = {"rtol": 0.51 * torch.finfo(dtype).eps, "atol": torch.finfo(dtype).smallest_normal}
+        torch.testing.assert_close(getattr(found, name).double(), getattr(exact, name), **rounding)
+
+
+def test_a_norm_that_is_set_later_is_used():
+    layer = LambdaLayer(8, scope=3, norm_q=False, norm_v=False).eval()
+    x = torch.randn(2, 8, 5, 6)
+    before = layer(x)
+    layer.norm_v = nn.BatchNorm2d(2).eval()
+    layer.norm_v.running_mean.fill_(1.0)
+    assert not torch.allclose(layer(x), before)
 
 
 def test_folded_layers_export_and_script():
@@ -525,6 +555,25 @@ def test_channels_last_gives_the_same():
     expected = layer(x)
     out = layer.to(memory_format=torch.channels_last)(x.to(memory_format=torch.channels_last))
     torch.testing.assert_close(out, expected)
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+@pytest.mark.parametrize(("size", "scope"), [(9, 5), (14, 23)])
+def test_channels_last_trains_with_intra_depth(batch, size, scope):
+    """The table [K, U, Rh, Rw] changes its format with the network."""
+    torch.manual_seed(0)
+    layer = LambdaLayer(64, scope=scope, intra_depth=4).double()
+    other = copy.deepcopy(layer).to(memory_format=torch.channels_last)
+    assert not other.position.table.is_contiguous()
+    x = torch.randn(batch, 64, size, size, dtype=torch.float64)
+    expected = layer(x)
+    along = torch.randn_like(expected)
+    found = other(x.to(memory_format=torch.channels_last))
+    torch.testing.assert_close(found, expected)
+    expected.backward(along)
+    found.backward(along)
+    for (name, want), got in zip(layer.named_parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(got.grad, want.grad, rtol=1e-7, atol=1e-8, msg=lambda m, n=name: f"{n}: {m}")
 
 
 def test_the_largest_offsets_a_table_has_are_used():

@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 from command import one_line
+from timm.models import reparameterize_model
 from validation_sets import COUNT, NAMES, counts, pictures, row_of, timm_figures, write
 
+from lambdaresnet_zoo.tasks import validate as validation
 from lambdaresnet_zoo.tasks import validate_run, validation_report
 from lambdaresnet_zoo.weights.cards import CIFAR10
 from lambdaresnet_zoo.weights.files import read_rows
@@ -47,6 +49,20 @@ def validate(command, checkpoint, tmp_path):
         return outcome, row_of(path) if path.exists() else None
 
     return run
+
+
+def test_batch_norms_are_folded_where_that_is_asked(validate, sets, monkeypatch):
+    folded = []
+
+    def fold(model):
+        folded.append(reparameterize_model(model))
+        return folded[-1]
+
+    monkeypatch.setattr(validation, "reparameterize_model", fold)
+    monkeypatch.setattr(validation._Loop, "step", lambda loop, *_: folded.append(loop.network))
+    validate("--data", sets("folder"), "--reparam")
+    assert len(folded) > 1 and all(model is folded[0] for model in folded)
+    assert not isinstance(folded[0].stem.conv1.bn, torch.nn.BatchNorm2d)
 
 
 @pytest.mark.parametrize(
