@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 from command import one_line
-from timm.models import reparameterize_model
 from validation_sets import COUNT, NAMES, counts, pictures, row_of, timm_figures, write
 
 from lambdaresnet_zoo.tasks import validate as validation
@@ -52,17 +51,17 @@ def validate(command, checkpoint, tmp_path):
 
 
 def test_batch_norms_are_folded_where_that_is_asked(validate, sets, monkeypatch):
-    folded = []
+    networks, step = [], validation._Loop.step
 
-    def fold(model):
-        folded.append(reparameterize_model(model))
-        return folded[-1]
+    def recorded(loop, *given):
+        networks.append(loop.network)
+        step(loop, *given)
 
-    monkeypatch.setattr(validation, "reparameterize_model", fold)
-    monkeypatch.setattr(validation._Loop, "step", lambda loop, *_: folded.append(loop.network))
-    validate("--data", sets("folder"), "--reparam")
-    assert len(folded) > 1 and all(model is folded[0] for model in folded)
-    assert not isinstance(folded[0].stem.conv1.bn, torch.nn.BatchNorm2d)
+    monkeypatch.setattr(validation._Loop, "step", recorded)
+    for options, folded in (((), False), (("--reparam",), True)):
+        (status, *_), _ = validate("--data", sets("folder"), *options)
+        assert status == 0
+        assert isinstance(networks[-1].stem.conv1.bn, torch.nn.BatchNorm2d) is not folded
 
 
 @pytest.mark.parametrize(

@@ -91,19 +91,21 @@ def test_a_case_has_a_row_for_each_network():
     assert rows[0]["times_zoo"] == "1.0000" and float(rows[1]["peak_mib"]) > 0
 
 
-def test_networks_are_compared_channels_last_and_folded_where_they_can_be():
-    passes = {kind: model._build(kind, "test_lambdaresnet", 64, 1, "inference", CPU) for kind in (ZOO, UNFOLDED)}
-    for kind, evaluate in passes.items():
-        network, images = (cell.cell_contents for cell in evaluate.__closure__ if cell.cell_contents is not CPU)
-        if isinstance(network, torch.Tensor):
-            network, images = images, network
-        norms = sum(isinstance(module, torch.nn.BatchNorm2d) for module in network.modules())
-        assert (norms == len(lambda_layers(network))) is (kind == ZOO)
-        for tensor in (images, network.stem.conv1.conv.weight):
-            assert tensor.is_contiguous(memory_format=torch.channels_last)
-    theirs = model._channels_last(
-        timm.create_model("lambda_resnet26t", device="meta")
-    )  # with a weight of five dimensions
+@pytest.mark.parametrize("kind", [ZOO, UNFOLDED])
+def test_networks_are_compared_channels_last_and_folded_where_they_can_be(monkeypatch, kind):
+    network, seen = timm.create_model("test_lambdaresnet").eval(), []
+    network.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    monkeypatch.setattr(model, "_network", lambda *_: network)
+    model._build(kind, "test_lambdaresnet", 64, 1, "inference", CPU)()
+    norms = sum(isinstance(module, torch.nn.BatchNorm2d) for module in network.modules())
+    assert (norms == len(lambda_layers(network))) is (kind == ZOO)
+    for tensor in (*seen, network.stem.conv1.conv.weight):
+        assert tensor.is_contiguous(memory_format=torch.channels_last)
+    assert len(seen) == 1
+
+
+def test_a_weight_of_five_dimensions_stays_as_it_is_where_the_others_are_channels_last():
+    theirs = model._channels_last(timm.create_model("lambda_resnet26t", device="meta"))
     assert theirs.stem.conv1.conv.weight.is_contiguous(memory_format=torch.channels_last)
 
 
