@@ -68,11 +68,12 @@ def content_lambda(keys: Tensor, values: Tensor, key_norm: str) -> Tensor:
 
 def _content_lambda(keys: Tensor, values: Tensor, key_norm: str) -> Tensor:
     dtype = torch.promote_types(torch.promote_types(keys.dtype, values.dtype), torch.float32)
-    keys = keys.to(dtype)
     if key_norm == "softmax":
-        keys = keys.softmax(dim=-1)
+        keys = keys.softmax(dim=-1, dtype=dtype)  # a GPU converts as it goes
     elif key_norm == "l2":
-        keys = F.normalize(keys, dim=-1)
+        keys = F.normalize(keys.to(dtype), dim=-1)
+    else:
+        keys = keys.to(dtype)
     return torch.bmm(keys.flatten(2), values.to(dtype).flatten(2).transpose(1, 2))
 
 

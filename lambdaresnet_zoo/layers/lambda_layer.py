@@ -20,9 +20,9 @@ Differences from the paper
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils import fuse_conv_bn_eval
 
 from .contraction import content_lambda, content_output
+from .folding import check_evaluation, folded, folds
 from .plan import IMPLEMENTATIONS
 from .planned import grid_output
 from .pooling import CeilAvgPool2d
@@ -270,7 +270,6 @@ class LambdaLayer(nn.Module):
             self.position.resize(extent)
 
     @torch.jit.ignore
-    @torch.no_grad()
     def fuse(self) -> "LambdaLayer":
         """Fold the batch norms into the projection, which then has a bias, for evaluation alone; returns the layer.
 
@@ -279,28 +278,13 @@ class LambdaLayer(nn.Module):
         Raises:
             ValueError: the layer is in training mode.
         """
-        if self.training:
-            raise ValueError("batch norms are folded for evaluation alone: call eval() first")
-        weight = self.qkv.weight
-        dtype = torch.promote_types(weight.dtype, torch.float32)
-        joint = nn.BatchNorm2d(
-            len(weight), eps=0.0, device=weight.device, dtype=dtype
-        ).eval()  # that changes nothing yet
-        assert joint.running_mean is not None and joint.running_var is not None
-        first, found = 0, False
-        for name, size in zip(("norm_q", "norm_k", "norm_v"), self.split_dims, strict=True):
-            norm, part = getattr(self, name), slice(first, first + size)
-            first += size
-            if getattr(norm, "running_mean", None) is not None:
-                joint.running_mean[part] = norm.running_mean
-                joint.running_var[part] = norm.running_var.to(dtype) + norm.eps
-                if norm.weight is not None:
-                    joint.weight[part], joint.bias[part] = norm.weight, norm.bias
+        check_evaluation(self)
+        norms = {name: getattr(self, name) for name in ("norm_q", "norm_k", "norm_v")}
+        self.qkv = folded(self.qkv, list(norms.values()), self.split_dims)
+        for name, norm in norms.items():
+            if folds(norm):
                 setattr(self, name, nn.Identity())
-                found = True
-        if found:
-            self.qkv = fuse_conv_bn_eval(self.qkv, joint)  # a copy: nothing that shares the weights changes
-        self.folded = all(isinstance(norm, nn.Identity) for norm in (self.norm_q, self.norm_k, self.norm_v))
+        self.folded = all(isinstance(getattr(self, name), nn.Identity) for name in norms)
         return self
 
     def forward(self, x: Tensor) -> Tensor:

@@ -20,10 +20,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import convolution_order, offset_order, query_order
+from . import convolution_order, offset_order, query_order, whole_query_order
 from .contraction import choose_order, chunks, content_output, plain_output
 from .kernels import fused_position, unavailable
 from .plan import Plan, Shape, make_plan
+from .tiles import Tiling
 
 __all__ = ["gradients", "grid_output", "run"]
 
@@ -202,6 +203,8 @@ def run(
         q, v, c = _computed(queries, values, lambdas)
         if plan.tiling is not None and plan.tiling.by_offset:
             output = offset_order.forward(q, v, table, c, plan.tiling)
+        elif plan.tiling is not None and _in_few_calls(plan.tiling, q):
+            output = whole_query_order.forward(q, v, table, c, plan.tiling)
         elif plan.tiling is not None:
             output = query_order.forward(q, v, table, c, plan.tiling, cache)
         elif plan.order == "convolution" and q.device.type == "cpu":
@@ -247,7 +250,8 @@ def gradients(
         # Where the table's gradient is summed; half precision would lose most of it.
         wide = table.to(torch.promote_types(torch.promote_types(table.dtype, q.dtype), torch.float32))
         if plan.tiling is not None:
-            order = offset_order if plan.tiling.by_offset else query_order
+            whole = whole_query_order if _in_few_calls(plan.tiling, q) else query_order
+            order = offset_order if plan.tiling.by_offset else whole
             found = order.backward(g, q, v, wide, c, plan.tiling)
         else:
             found = _plain_gradients(g, q, v, wide, c, height, width, plan)
@@ -313,6 +317,10 @@ def _plan(
         if reason := unavailable(queries.device, queries.dtype):
             _log.debug("no fused kernel: %s; the plain orders serve", reason)
     return make_plan(shape, queries.dtype, device, training, order, memory)
+
+
+def _in_few_calls(tiling: Tiling, queries: Tensor) -> bool:
+    return tiling.whole and queries.device.type != "cpu"
 
 
 def _computed(queries: Tensor, values: Tensor, lambdas: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -46,14 +46,15 @@ def forward(
     v = values.shape[1]
     kept = cache and keeps_embeddings(table)
     tiles, context = Tiles(queries, tiling), Windows(values, tiling, forwards=kept)
-    appended = cache and lambdas is not None
-    if lambdas is not None and not appended:  # of its own in training, so that the scratch is no larger than backward's
-        output = content_output(queries, lambdas)
-    else:
+    # Apart in training, so that the scratch is no larger than that of backward.
+    appended, apart = (lambdas, None) if cache else (None, lambdas)
+    if apart is None:
         output = (queries.new_empty if tiling.whole else queries.new_zeros)(batch, heads, v, n)
+    else:
+        output = content_output(queries, apart)
     sums = Tiles(output, tiling)
     scratch = Scratch(queries, "scores")
-    for row, block in (kept_embeddings if kept else _blocks)(table, tiling, queries.dtype, appended):
+    for row, block in (kept_embeddings if kept else _blocks)(table, tiling, queries.dtype, appended is not None):
         for images in chunks(batch, tiling.chunk):
             q = tiles.by_position(images, row)  # [N, bH, K]
             windows = context.of(images, row)  # [b, V, UM]
@@ -61,15 +62,14 @@ def forward(
             scores, by_head = scratch((*q.shape[:2], block.shape[2]), (count, heads, v, block.shape[2]))
             torch.bmm(q, block, out=scores)
             by_head[..., :seen] = windows.unsqueeze(1)
-            if lambdas is not None and appended:
-                of_images = lambdas[images].transpose(1, 2).unsqueeze(1)
+            if appended is not None:
+                of_images = appended[images].transpose(1, 2).unsqueeze(1)
                 by_head[..., seen:] = (
                     of_images if tiling.x.tiles == 1 else of_images.repeat_interleave(tiling.x.tiles, 0)
                 )
             repeated = by_head.flatten(0, 1)
             if tiling.whole:
-                beta = int(lambdas is not None and not appended)
-                output[images].view(-1, v, n).baddbmm_(repeated, scores.permute(1, 2, 0), beta=beta)
+                output[images].view(-1, v, n).baddbmm_(repeated, scores.permute(1, 2, 0), beta=int(apart is not None))
             else:  # the faster way round, as adding goes over it anyway
                 sums.add(torch.bmm(scores.transpose(0, 1), repeated.transpose(1, 2)).transpose(1, 2), images, row)
     return output

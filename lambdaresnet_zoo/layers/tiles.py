@@ -192,7 +192,8 @@ def offset_table(table: Tensor, tiling: Tiling, row: int = 0) -> Tensor:
     """
     top, bottom = _margins(tiling.y, table.shape[2], row)
     left, right = _margins(tiling.x, table.shape[3], 0)
-    return F.pad(table, (left, right, top, bottom)).contiguous()  # where the network is channels-last, this is too
+    # Dense, as parameters of a channels-last network are not.
+    return F.pad(table, (left, right, top, bottom)).contiguous()
 
 
 def offset_table_backward(offsets: Tensor, table: Tensor, tiling: Tiling, row: int = 0) -> Tensor:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.utils import fuse_conv_bn_eval
 
 from ..layers import CeilAvgPool2d, LambdaLayer
+from ..layers.folding import check_evaluation, folds
 from ..layers.lambda_layer import lambda_grid
 from .pretrained import check_weights, resample_tables
 
@@ -82,10 +83,9 @@ class FusibleConvNormAct(ConvNormAct):
         Raises:
             ValueError: the module is in training mode.
         """
-        if self.training:
-            raise ValueError("batch norms are folded for evaluation alone: call eval() first")
+        check_evaluation(self)
         own: Any = self  # timm's module has no types
-        if getattr(own.bn, "running_mean", None) is not None:
+        if folds(own.bn):
             own.conv = fuse_conv_bn_eval(own.conv, own.bn)
             own.bn = nn.Sequential(own.bn.drop, own.bn.act)
         return self
