@@ -76,9 +76,7 @@ def measure(shape: Shape, batch: int, mode: str, setting: Setting, history: Hist
     x = torch.randn(batch, shape.dim, shape.size, shape.size, device=setting.device, requires_grad=training)
     gradient = torch.randn_like(x, requires_grad=False) if training else None
     key = key_of(shape, batch, mode)
-    layers = layers_for(shape)
-    if training:
-        del layers[UNFOLDED]  # nothing is folded there
+    layers = layers_for(shape, training)
     verdicts = history.verdicts(key, layers, setting.limits)
     builders = {
         name: partial(_build, build, x, gradient, setting, fold=name != UNFOLDED) for name, build in layers.items()

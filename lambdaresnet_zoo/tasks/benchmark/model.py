@@ -48,9 +48,10 @@ class Case:
     def __str__(self) -> str:
         return f"{self.model}@{self.size}"
 
-    def networks(self) -> dict[str, tuple[str, int]]:
-        """Name and size of the networks by what they are to this one, itself first."""
-        found = {ZOO: (self.model, self.size), UNFOLDED: (self.model, self.size)}
+    def networks(self, mode: str) -> dict[str, tuple[str, int]]:
+        """Name and size of the networks by what they are to this one, itself first; in training nothing is folded."""
+        own = (ZOO,) if mode == "training" else (ZOO, UNFOLDED)
+        found = dict.fromkeys(own, (self.model, self.size))
         if self.model == PAIR:
             return found | {TIMM: (TIMM_PAIR, self.size)}
         if self.efficientnet:
@@ -102,9 +103,7 @@ def measure(case: Case, batch: int, mode: str, setting: Setting) -> list[dict[st
     torch.manual_seed(0)
     if case.model == PAIR:
         check_pair()
-    networks = case.networks()
-    if mode == "training":
-        del networks[UNFOLDED]  # nothing is folded there
+    networks = case.networks(mode)
     builders = {
         kind: partial(_build, kind, name, size, batch, mode, setting) for kind, (name, size) in networks.items()
     }

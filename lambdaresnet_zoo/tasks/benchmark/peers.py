@@ -145,7 +145,8 @@ LOCAL = ("timm", "lambda-networks")
 """Those that need a local scope."""
 
 
-def layers_for(shape: Shape) -> dict[str, Callable[[], nn.Module]]:
-    """Builders of the layers that are compared at a shape, this package's first, by name; UNFOLDED is the same."""
+def layers_for(shape: Shape, training: bool = False) -> dict[str, Callable[[], nn.Module]]:
+    """Builders of the layers that are compared at a shape, by name: this package's, in evaluation twice, and peers."""
+    own = dict.fromkeys((ZOO,) if training else (ZOO, UNFOLDED), zoo)
     peers = {name: build for name, build in PEERS.items() if shape.scope is not None or name not in LOCAL}
-    return {name: partial(build, shape) for name, build in {ZOO: zoo, UNFOLDED: zoo, **peers}.items()}
+    return {name: partial(build, shape) for name, build in {**own, **peers}.items()}

@@ -40,12 +40,13 @@ def test_each_is_paired_with_the_nearest_efficientnet():
     assert family == PAIRS
     assert cases[-1] == Case("lambdaresnet26t", 256)
     for case in cases:
-        for kind, (name, _) in case.networks().items():
+        assert set(case.networks("inference")) - set(case.networks("training")) == {UNFOLDED}
+        for kind, (name, _) in case.networks("inference").items():
             assert timm.is_model(name), (case, kind)
 
 
 def test_resnet_rs_is_of_the_same_depth_and_size():
-    networks = Case("lambdaresnet152", 224, "efficientnet_b4", 380).networks()
+    networks = Case("lambdaresnet152", 224, "efficientnet_b4", 380).networks("training")
     assert networks["resnet-rs"] == ("resnetrs152", 224)
     assert any("se." in name for name, _ in timm.create_model("resnetrs152", device="meta").named_parameters())
 

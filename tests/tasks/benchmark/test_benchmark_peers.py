@@ -101,6 +101,7 @@ def test_attention_depends_on_relative_positions_by_the_query():
 def test_who_is_compared_where():
     local, everywhere = layers_for(SHAPE), layers_for(Shape(32, 6, None))
     assert list(local) == [ZOO, UNFOLDED, *PEERS]
+    assert list(layers_for(SHAPE, training=True)) == [ZOO, *PEERS]
     assert set(local) - set(everywhere) == {"timm", "lambda-networks"}
     for name, build in {**local, **everywhere}.items():
         layer = build()
