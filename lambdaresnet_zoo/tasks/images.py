@@ -4,18 +4,21 @@ import glob
 import os
 import sys
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 from timm.data import get_img_extensions, is_img_extension
+from tqdm import tqdm
 
 from ..errors import UserError, first_line
 
-__all__ = ["demo_image", "find_images", "image_problem", "open_image", "tell_problems"]
+__all__ = ["demo_image", "find_images", "image_problem", "image_problems", "open_image", "tell_problems"]
 
 SHOWN = 10
+CHECKERS = 8  # threads that decode images to see whether they can be
 
 
 def find_images(arguments: Iterable[str | Path]) -> tuple[list[Path], list[tuple[str, str]]]:
@@ -108,6 +111,28 @@ def image_problem(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"cannot be opened ({error.strerror}); check the file"
     return f"cannot be decoded ({first_line(error)}); the file is damaged, get it again"
+
+
+def image_problems(check: Callable[[int], str], numbers: Sequence[int], progress: bool) -> list[str]:
+    """What is wrong with each image, in the order of their numbers; empty where nothing is.
+
+    Args:
+        check: says it of a number, in several threads at once, or raises what keeps the image from being read.
+        numbers: of the images.
+        progress: show a bar on stderr.
+    """
+
+    def problem(number: int) -> str:
+        try:
+            return check(number)
+        except UserError as error:
+            return str(error)
+        except Exception as error:  # whatever Pillow's decoders raise
+            return image_problem(error)
+
+    with ThreadPoolExecutor(CHECKERS) as pool:
+        found = pool.map(problem, numbers)
+        return list(tqdm(found, total=len(numbers), desc="check images", disable=not progress, leave=False))
 
 
 def tell_problems(data: object, problems: Sequence[str], skip_bad: bool) -> None:

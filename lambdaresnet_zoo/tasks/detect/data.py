@@ -5,24 +5,20 @@ import io
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from ...errors import UserError, first_line
-from ..images import image_problem, open_image, tell_problems
+from ..images import image_problems, open_image, tell_problems
 
 if TYPE_CHECKING:
     from pycocotools.coco import COCO
 
 __all__ = ["CocoData", "check_images", "need_pycocotools", "object_mask", "read_coco"]
-
-WORKERS = 8  # threads that decode images for the check
 
 
 @dataclass
@@ -145,18 +141,13 @@ def check_images(data: CocoData, ids: Iterable[int], skip_bad: bool, progress: b
     ids = list(ids)
 
     def problem(image_id: int) -> str:
-        try:
-            size = data.open(image_id).size
-        except Exception as error:  # whatever Pillow's decoders raise
-            return image_problem(error)
+        size = data.open(image_id).size
         width, height = data.size(image_id)
         if size == (width, height):
             return ""
         return f"has {size[0]}x{size[1]} pixels, and {data.path.name} says {width}x{height}; correct one of them"
 
-    with ThreadPoolExecutor(WORKERS) as pool:
-        bar = tqdm(pool.map(problem, ids), total=len(ids), desc="check images", disable=not progress, leave=False)
-        found = list(bar)
+    found = image_problems(problem, ids, progress)
     problems = [f"image {_named(data.coco.imgs, ids[index])}: {text}" for index, text in enumerate(found) if text]
     tell_problems(data.path, problems, skip_bad)
     return [image_id for image_id, text in zip(ids, found, strict=True) if not text]

@@ -1,15 +1,11 @@
 """Every image of data of a few thousand is decoded before training begins."""
 
-import sys
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
-from tqdm import tqdm
-
 from ...errors import UserError
-from ..images import image_problem, tell_problems
+from ..images import image_problems, tell_problems
 from ..processes import gather, together
 from .data import TrainData
 from .options import TrainOptions
@@ -18,7 +14,6 @@ from .samples import IndexedPairs
 __all__ = ["check_images"]
 
 FEW = 5000  # images that are all decoded before training
-WORKERS = 8  # threads that decode images
 
 
 def check_images(data: TrainData, options: TrainOptions, process: int, processes: int, progress: bool) -> None:
@@ -52,27 +47,12 @@ def _problems(images: Any, numbers: Sequence[int], progress: bool) -> list[tuple
     """Number, name and problem of each image that cannot be decoded."""
 
     def problem(number: int) -> str:
-        try:
-            images.pair(number)
-        except UserError as error:
-            return str(error)
-        except Exception as error:  # whatever Pillow's decoders raise
-            return image_problem(error)
+        images.pair(number)
         return ""
 
-    with _own_handles(images), ThreadPoolExecutor(WORKERS) as pool:
-        bar = tqdm(
-            pool.map(problem, numbers),
-            total=len(numbers),
-            desc="check images",
-            disable=not progress,
-            leave=False,
-            file=sys.stderr,
-        )
-        found = list(bar)
-    return [
-        (number, images.name(number), text) for number, text in zip(numbers, found, strict=True) if text
-    ]  # fmt: skip
+    with _own_handles(images):
+        found = image_problems(problem, numbers, progress)
+    return [(number, images.name(number), text) for number, text in zip(numbers, found, strict=True) if text]
 
 
 @contextmanager
