@@ -73,6 +73,8 @@ class Tiles:
 class Windows:
     """Values [B, V, U, N], or a sum of that shape, N counting the grid, in the windows that tiles of queries see.
 
+    Where every tile of a row sees all columns, they have one window.
+
     The positions of a window count from the last to the first, or forwards, as those of its embeddings do (see
     layers.tiles).
     """
@@ -88,7 +90,7 @@ class Windows:
         if self.tiling.whole and self.forwards:
             return self.maps[images].flatten(2)
         values = self.padded[images, :, :, y.window(row)]
-        if x.tiles > 1:
+        if not x.seen:
             values = values.unfold(4, x.extent(0), x.tile).permute(0, 4, 1, 2, 3, 5)  # [images, tiles, V, U, y, x]
         if not self.forwards:
             values = values.flip(-2, -1)
@@ -101,10 +103,10 @@ class Windows:
             self.maps[images].add_(windows.view(-1, *self.maps.shape[1:]))
             return
         rows = self.padded[images, :, :, y.window(row)]
-        windows = windows.reshape(-1, x.tiles, *rows.shape[1:4], x.extent(0))
+        windows = windows.reshape(-1, self.tiling.windows, *rows.shape[1:4], x.extent(0))
         if not self.forwards:
             windows = windows.flip(4, 5)
-        for tile in range(x.tiles):
+        for tile in range(self.tiling.windows):
             rows[..., x.window(tile)] += windows[:, tile]
 
     def sums(self) -> "Windows":

@@ -222,8 +222,14 @@ def features(shape: Shape, plan: Plan) -> dict[str, float]:
         }
         if t.by_offset:
             offsets = queries * sum(map(t.offsets, rows)) * s.intra_depth
-            windows = s.batch * t.x.tiles * s.value_depth * context
-            return counts | {"offset_product": offsets * s.query_depth, "offset": offsets, "window": windows}
+            windows = s.batch * t.windows * s.value_depth * context
+            tables = t.tables * s.query_depth * sum(map(t.offsets, rows)) * s.intra_depth
+            return counts | {
+                "offset_product": offsets * s.query_depth,
+                "offset": offsets,
+                "offset_table": chunks * tables,
+                "window": windows,
+            }
         blocks = t.queries * s.query_depth * context
         block = t.queries * s.query_depth * _most(t.context, t) * s.intra_depth
         return counts | {
@@ -256,22 +262,22 @@ def _tilings(shape: Shape, size: int, scratch: float, training: bool) -> list[Ti
     """
     found = set()
     # Where a scope reaches across most of the grid, padding would mostly add zeros to what a tile sees; and columns are
-    # not clipped (see layers.tiles), so they are then not cut at all.
+    # clipped by offset alone, where every tile sees them all, an image at a time (see layers.tiles).
     across_y, across_x = (2 * (extent // 2) >= side for extent, side in _sides(shape))
     either = (True, False)
     ways = either if training else (False,)
     for tile_y, tile_x, padded, by_offset in product(_tiles(shape.height), _tiles(shape.width), either, ways):
-        if (padded and across_y) or (tile_x < shape.width and across_x):
-            continue
         y = make_axis(shape.height, shape.rows, tile_y, padded)
-        x = make_axis(shape.width, shape.columns, tile_x)
+        x = make_axis(shape.width, shape.columns, tile_x, not across_x)
+        if (padded and across_y) or not (x.padded or x.tiles == 1 or (by_offset and x.seen)):
+            continue
         tiling = Tiling(y, x, 1, by_offset)
         each = _most(tiling.offsets if by_offset else tiling.context, tiling)
         # Scores of an image, of all tiles of a row, which are contracted at once.
         one = y.tile * x.covered * each * shape.intra_depth * shape.heads * size
         if by_offset and one > 2 * scratch and tile_y > 1:  # which pays in the cache alone; a lower tile fits it
             continue
-        chunk = _even(shape.batch, int(scratch // one))
+        chunk = _even(shape.batch, int(scratch // one)) if tiling.tables == 1 else 1
         found.add(replace(tiling, chunk=chunk))
         if tiling.whole:  # where nothing else can be made smaller
             found.add(replace(tiling, chunk=math.ceil(chunk / 2)))
@@ -314,7 +320,7 @@ def _memory(shape: Shape, order: str, tiling: Tiling | None, chunk: int, size: i
     scores = images * tiling.queries * context
     if tiling.by_offset:
         offsets = images * tiling.queries * _most(tiling.offsets, tiling) * s.intra_depth
-        windows = chunk * tiling.x.tiles * s.value_depth * context
+        windows = chunk * tiling.windows * s.value_depth * context
         return size * (scores + offsets + twice * windows)
     block = tiling.queries * s.query_depth * context
     windows = images * s.value_depth * context

@@ -4,7 +4,8 @@ A tile of queries sees a window of the context. Along an axis that one tile cove
 itself. Along an axis with several tiles there are two forms: a *padded* one, where the values are padded with
 zeros, every tile sees the same offsets, and one block of embeddings serves all; and a *clipped* one, where each tile
 sees what its scope reaches of the axis and has embeddings of its own, for scopes that reach across most of the grid.
-Columns are padded; rows are either.
+Rows are either. Columns are padded, or where scores are computed by offset, clipped and all seen by every tile: the
+tiles of a row then share their window, and each has a table of its own.
 
 The context of embeddings counts backwards, from the last position of a window to the first, and with it that of their
 scores and values. Of query i and context j, i + j then tells the offset, so all embeddings of a tile are one view with
@@ -72,6 +73,11 @@ class Axis(NamedTuple):
         return int(window.stop - window.start)
 
     @property
+    def seen(self) -> bool:
+        """Every tile sees the whole axis and nothing else."""
+        return not self.padded and self.reach >= self.covered - self.tile
+
+    @property
     def covered(self) -> int:
         """Queries of all tiles, the last one filled up."""
         return self.tile * self.tiles
@@ -96,6 +102,16 @@ class Tiling:
     def shared(self) -> bool:
         """One block of embeddings serves every tile."""
         return all(axis.tiles == 1 or axis.padded for axis in (self.y, self.x))
+
+    @property
+    def windows(self) -> int:
+        """Windows of a row of tiles."""
+        return 1 if self.x.seen else self.x.tiles
+
+    @property
+    def tables(self) -> int:
+        """Tables by offset of a row of tiles."""
+        return self.x.tiles // self.windows
 
     @property
     def queries(self) -> int:
@@ -159,7 +175,7 @@ def embeddings_backward(gradient: Tensor, table: Tensor, tiling: Tiling, row: in
 
 
 def by_context(offsets: Tensor, scores: Tensor, tiling: Tiling, row: int = 0) -> None:
-    """Write ``scores`` by context, [b * H * N, U * M], from those by offset, [b * H * N, U * O]."""
+    """Write ``scores`` by context, [..., U * M], from those by offset, [..., U * O], of the same queries in order."""
     meetings = _meetings(offsets, tiling, row)
     scores.view(meetings.shape).copy_(meetings)
 
@@ -175,7 +191,7 @@ def _meetings(offsets: Tensor, tiling: Tiling, row: int) -> Tensor:
     """Of dense scores by offset, where query and context meet: a view [b * H, y, x, U, height, width]."""
     y, x = tiling.y, tiling.x
     height, width = y.extent(row), x.extent(0)
-    u = offsets.shape[1] // tiling.offsets(row)
+    u = offsets.shape[-1] // tiling.offsets(row)
     grid = offsets.view(-1, y.tile, x.tile, u, y.tile + height - 1, x.tile + width - 1)
     step = grid.stride()
     # Query i meets context j at offset j - i, and that of the last query and the first position is the first.
@@ -185,21 +201,22 @@ def _meetings(offsets: Tensor, tiling: Tiling, row: int) -> Tensor:
     )
 
 
-def offset_table(table: Tensor, tiling: Tiling, row: int = 0) -> Tensor:
+def offset_table(table: Tensor, tiling: Tiling, row: int = 0, column: int = 0) -> Tensor:
     """Of a table [K, U, Rh, Rw], the offsets that a tile has, [K, U, y + height - 1, x + width - 1]; zeros beyond it.
 
-    The first serves the last query and the first position of the window, along each axis.
+    The first serves the last query and the first position of the window, along each axis. The column counts where the
+    tiles of a row have tables of their own.
     """
     top, bottom = _margins(tiling.y, table.shape[2], row)
-    left, right = _margins(tiling.x, table.shape[3], 0)
+    left, right = _margins(tiling.x, table.shape[3], column)
     # Dense, as parameters of a channels-last network are not.
     return F.pad(table, (left, right, top, bottom)).contiguous()
 
 
-def offset_table_backward(offsets: Tensor, table: Tensor, tiling: Tiling, row: int = 0) -> Tensor:
+def offset_table_backward(offsets: Tensor, table: Tensor, tiling: Tiling, row: int = 0, column: int = 0) -> Tensor:
     """Gradient of the table, for its shape [K, U, Rh, Rw], from that of :func:`offset_table`."""
     top, bottom = _margins(tiling.y, table.shape[2], row)
-    left, right = _margins(tiling.x, table.shape[3], 0)
+    left, right = _margins(tiling.x, table.shape[3], column)
     return F.pad(offsets, (-left, -right, -top, -bottom))
 
 

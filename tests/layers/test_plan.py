@@ -123,6 +123,21 @@ def test_one_image_is_trained_without_embeddings_and_many_with_them():
             assert evaluated.method == "query"  # embeddings are kept
 
 
+def test_columns_that_every_tile_sees_are_cut_by_offset_alone_an_image_at_a_time():
+    shape = Shape(8, 4, 16, 32, 1, 28, 28, 55, 55)
+    cut = [
+        plan
+        for plan in candidates(shape, torch.float32, "cpu", training=True)
+        if plan.tiling is not None and plan.tiling.x.tiles > 1
+    ]
+    assert {plan.method for plan in cut} == {"offset"} and {plan.chunk for plan in cut} == {1}
+    counts = {(plan.tiling.y.tile, plan.tiling.x.tile): features(shape, plan) for plan in cut}[7, 14]
+    # Rows of 7 queries see 28 rows, by 34 offsets; the 14 queries across see 28 columns, by 41.
+    assert counts["offset"] == 8 * 4 * 784 * 34 * 41 and counts["score"] == 8 * 4 * 784 * 784
+    assert counts["offset_table"] == 8 * 4 * 2 * 16 * 34 * 41  # images, rows of tiles, tiles, K
+    assert counts["window"] == 8 * 4 * 32 * 784  # one for each row of tiles
+
+
 def test_shapes_of_every_kind_have_a_plan():
     for batch, side, extent, u in itertools.product((0, 1, 300), ((1, 1), (3, 50), (112, 112)), (1, 5, 223), (1, 4)):
         shape = Shape(batch, 4, 16, 16, u, *side, extent, extent)

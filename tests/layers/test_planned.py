@@ -40,11 +40,21 @@ def tilings(size, scope):
         if tile_y <= height and tile_x <= width:
             y, x = make_axis(height, rows, tile_y, padded), make_axis(width, columns, tile_x)
             yield Tiling(y, x, chunk, by_offset)
+            clipped = make_axis(width, columns, tile_x, padded=False)
+            if by_offset and clipped.seen and chunk == 1:
+                yield Tiling(y, clipped, chunk, by_offset)
 
 
 @pytest.mark.parametrize(
     ("size", "scope", "u"),
-    [((5, 6), (3, 5), 1), ((4, 7), (7, 3), 2), ((3, 3), (1, 1), 1), ((3, 4), (9, 11), 1), ((7, 3), (5, 3), 1)],
+    [
+        ((5, 6), (3, 5), 1),
+        ((4, 7), (7, 3), 2),
+        ((3, 3), (1, 1), 1),
+        ((3, 4), (9, 11), 1),
+        ((7, 3), (5, 3), 1),
+        ((3, 5), (9, 11), 2),
+    ],
 )
 def test_every_tiling_is_the_plain_order(size, scope, u):
     given = tensors(size, scope, u=u)
