@@ -325,6 +325,9 @@ def _in_few_calls(tiling: Tiling, queries: Tensor) -> bool:
 
 def _computed(queries: Tensor, values: Tensor, lambdas: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
     """In one dtype: on a CPU, half precision is contracted in float32, which is faster there and more exact."""
+    found = {tensor.dtype for tensor in (queries, values, lambdas) if tensor is not None}
+    if found == {torch.float32}:  # as it mostly is, and where maps are small each call counts
+        return queries, values, lambdas
     dtype = torch.promote_types(queries.dtype, values.dtype)
     if queries.device.type == "cpu" and dtype in (torch.float16, torch.bfloat16):
         dtype = torch.float32
