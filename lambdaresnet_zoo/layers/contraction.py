@@ -30,6 +30,7 @@ from torch import Tensor
 
 __all__ = [
     "ORDERS",
+    "add_products",
     "choose_order",
     "chunks",
     "content_gradients",
@@ -69,7 +70,7 @@ def content_lambda(keys: Tensor, values: Tensor, key_norm: str) -> Tensor:
 def _content_lambda(keys: Tensor, values: Tensor, key_norm: str) -> Tensor:
     dtype = torch.promote_types(torch.promote_types(keys.dtype, values.dtype), torch.float32)
     if key_norm == "softmax":
-        keys = keys.softmax(dim=-1, dtype=dtype)  # a GPU converts as it goes
+        keys = keys.softmax(dim=-1, dtype=dtype)  # a GPU converts float16 as it goes
     elif key_norm == "l2":
         keys = F.normalize(keys.to(dtype), dim=-1)
     else:
@@ -87,6 +88,16 @@ def content_gradients(gradient: Tensor, queries: Tensor, lambdas: Tensor | None)
     if lambdas is None:
         return torch.zeros_like(queries, memory_format=torch.contiguous_format), None
     return lambdas.unsqueeze(1) @ gradient, (queries @ gradient.transpose(2, 3)).sum(1)
+
+
+def add_products(sums: Tensor, left: Tensor, right: Tensor, first: bool) -> None:
+    """Add a batch of matrix products to sums, of any dtype; the first ones are written over what is there."""
+    if sums.dtype == left.dtype:
+        sums.baddbmm_(left, right, beta=0 if first else 1)
+    elif first:
+        sums.copy_(torch.bmm(left, right))
+    else:
+        sums.add_(torch.bmm(left, right))
 
 
 def plain_output(

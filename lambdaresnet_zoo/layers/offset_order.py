@@ -8,7 +8,8 @@ they go on as in `query_order`. Of the offsets of a tile some meet no context, t
 
 Shapes: B batch, N query positions, M context positions, K query depth,
 V value depth, U intra-depth, H heads; O offsets of a tile. Where every tile of a row sees all columns (see
-layers.tiles), T are its tiles, b is one image, and H * N counts those of all tiles; elsewhere T = 1.
+layers.tiles), T are its tiles and b is one image: [T, b * H * N, ...] has the queries of one tile each, [b, H * N, ...]
+those of all. Elsewhere T = 1, and b counts images and the tiles of a row.
 
     queries  [B, H, K, N]
     values   [B, V, U, M]

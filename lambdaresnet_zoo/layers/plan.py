@@ -262,7 +262,7 @@ def _tilings(shape: Shape, size: int, scratch: float, training: bool) -> list[Ti
     """
     found = set()
     # Where a scope reaches across most of the grid, padding would mostly add zeros to what a tile sees; and columns are
-    # clipped by offset alone, where every tile sees them all, an image at a time (see layers.tiles).
+    # clipped by offset alone, where every tile sees them all, an image at a time (see Tiling.tables).
     across_y, across_x = (2 * (extent // 2) >= side for extent, side in _sides(shape))
     either = (True, False)
     ways = either if training else (False,)
@@ -321,7 +321,8 @@ def _memory(shape: Shape, order: str, tiling: Tiling | None, chunk: int, size: i
     if tiling.by_offset:
         offsets = images * tiling.queries * _most(tiling.offsets, tiling) * s.intra_depth
         windows = chunk * tiling.windows * s.value_depth * context
-        return size * (scores + offsets + twice * windows)
+        tables = tiling.tables * s.query_depth * _most(tiling.offsets, tiling) * s.intra_depth
+        return size * (scores + offsets + twice * windows + (twice + 1) * tables)  # a gradient's sum, what is added
     block = tiling.queries * s.query_depth * context
     windows = images * s.value_depth * context
     return size * (scores + twice * (block + windows))  # one map serves the scores and their gradient

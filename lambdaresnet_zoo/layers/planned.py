@@ -124,8 +124,8 @@ def contract(
     order: str,
     memory: float,
 ) -> Tensor:
-    """:func:`grid_output` as one node of a compiled graph."""
-    return _forward(queries, values, table, lambdas, height, width, order, memory)
+    """:func:`grid_output` as one node of a compiled graph, which is told that the output is dense."""
+    return _forward(queries, values, table, lambdas, height, width, order, memory).contiguous()
 
 
 @contract.register_fake
@@ -147,8 +147,9 @@ def contract_backward(
     memory: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of queries, values, table and lambdas (empty where there are none)."""
-    *found, of_lambdas = _backward(gradient, queries, values, table, lambdas, height, width, order, memory)
-    return found[0], found[1], found[2], queries.new_empty(0) if of_lambdas is None else of_lambdas
+    found = _backward(gradient, queries, values, table, lambdas, height, width, order, memory)
+    dense = [queries.new_empty(0) if tensor is None else tensor.contiguous() for tensor in found]
+    return dense[0], dense[1], dense[2], dense[3]
 
 
 @contract_backward.register_fake

@@ -21,7 +21,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from .contraction import chunks, content_gradients, content_output
+from .contraction import add_products, chunks, content_gradients, content_output
 from .grid import Tiles, Windows
 from .scratch import Scratch
 from .tiles import Tiling, embeddings, embeddings_backward, keeps_embeddings, kept_embeddings
@@ -109,11 +109,7 @@ def backward(
             torch.bmm(arriving.transpose(1, 2), windows.flatten(0, 1), out=of_scores)
             by_position = of_scores.transpose(0, 1)  # [N, bH, UM], no copy
             of_tiles.add(torch.bmm(by_position, block.transpose(1, 2)).permute(1, 2, 0), images, row)
-            if of_block.dtype == q.dtype:
-                of_block.baddbmm_(q.transpose(1, 2), by_position, beta=min(images.start, 1))
-            else:
-                found = torch.bmm(q.transpose(1, 2), by_position)
-                of_block.add_(found) if images.start else of_block.copy_(found)
+            add_products(of_block, q.transpose(1, 2), by_position, first=images.start == 0)
         if batch:
             of_table += embeddings_backward(of_block, table, tiling, row)
     return of_queries, of_context.values().to(values.dtype), of_table, of_lambdas

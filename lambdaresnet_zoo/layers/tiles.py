@@ -110,7 +110,7 @@ class Tiling:
 
     @property
     def tables(self) -> int:
-        """Tables by offset of a row of tiles."""
+        """Tables by offset of a row of tiles; where there are several, ``chunk`` must be 1."""
         return self.x.tiles // self.windows
 
     @property

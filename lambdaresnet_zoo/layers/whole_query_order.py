@@ -22,7 +22,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from .contraction import chunks
+from .contraction import add_products, chunks
 from .tiles import Tiling, embeddings, embeddings_backward
 
 __all__ = ["backward", "forward"]
@@ -30,16 +30,17 @@ __all__ = ["backward", "forward"]
 
 def forward(queries: Tensor, values: Tensor, table: Tensor, lambdas: Tensor | None, tiling: Tiling) -> Tensor:
     """Output [B, H, V, N] for queries [B, H, K, N], values [B, V, U, N], table and content lambdas, of one dtype."""
-    heads = queries.shape[1]
+    batch, heads, _, n = queries.shape
+    output = queries.new_empty(batch, heads, values.shape[1], n)
     block = embeddings(table.to(queries.dtype), tiling)  # [N, K, UM]
-    parts = []
+    windows = _windows(values)
     for images in _chunks(queries, tiling):
-        q, windows = _by_head(queries[images]), _windows(values[images])
-        output = torch.bmm(_scores(q, block), windows.transpose(1, 2))  # [b, HN, V]
+        q = _by_head(queries[images])
+        found = torch.bmm(_scores(q, block), windows[images].transpose(1, 2))  # [b, HN, V]
         if lambdas is not None:
-            output.baddbmm_(q, lambdas[images])
-        parts.append(_by_channel(output, heads))
-    return _joined(parts)
+            found.baddbmm_(q, lambdas[images])
+        output[images] = _by_channel(found, heads)
+    return output
 
 
 def backward(
@@ -48,25 +49,24 @@ def backward(
     """Gradients of queries, values, table and content lambdas from that of the output, [B, H, V, N]."""
     heads, _, n = queries.shape[1:]
     block = embeddings(table.to(queries.dtype), tiling)  # [N, K, UM]
-    of_block: Tensor | None = None
-    of_queries, of_values, of_lambdas = [], [], []
+    windows = _windows(values)
+    of_block, of_windows = torch.empty_like(block, dtype=table.dtype), torch.empty_like(windows)
+    of_queries = torch.empty_like(queries, memory_format=torch.contiguous_format)
+    of_lambdas = None if lambdas is None else torch.empty_like(lambdas, memory_format=torch.contiguous_format)
     for images in _chunks(queries, tiling):
-        q, windows, arriving = _by_head(queries[images]), _windows(values[images]), _by_head(gradient[images])
+        q, arriving = _by_head(queries[images]), _by_head(gradient[images])
         scores = _scores(q, block)  # [b, HN, UM]
-        of_windows = torch.bmm(arriving.transpose(1, 2), scores)  # [b, V, UM]
-        of_values.append(of_windows.view(values[images].shape).flip(3))
-        by_position = _by_position(torch.bmm(arriving, windows, out=scores), n)  # [N, bH, UM]
+        torch.bmm(arriving.transpose(1, 2), scores, out=of_windows[images])
+        by_position = _by_position(torch.bmm(arriving, windows[images], out=scores), n)  # [N, bH, UM]
         of_q = torch.empty_like(q)
         torch.bmm(by_position, block.transpose(1, 2), out=_by_position(of_q, n))
-        if lambdas is not None:
+        if lambdas is not None and of_lambdas is not None:
             of_q.baddbmm_(arriving, lambdas[images].transpose(1, 2))
-            of_lambdas.append(torch.bmm(q.transpose(1, 2), arriving))
-        of_queries.append(_by_channel(of_q, heads))
-        found = torch.bmm(_by_position(q, n).transpose(1, 2), by_position)  # [N, K, UM]
-        of_block = found.to(table.dtype) if of_block is None else of_block.add_(found)
-    assert of_block is not None  # there is a chunk of no image where there are no images
+            torch.bmm(q.transpose(1, 2), arriving, out=of_lambdas[images])
+        of_queries[images] = _by_channel(of_q, heads)
+        add_products(of_block, _by_position(q, n).transpose(1, 2), by_position, first=images.start == 0)
     of_table = embeddings_backward(of_block, table, tiling)
-    return _joined(of_queries), _joined(of_values), of_table, _joined(of_lambdas) if of_lambdas else None
+    return of_queries, of_windows.view(values.shape).flip(3), of_table, of_lambdas
 
 
 def _chunks(queries: Tensor, tiling: Tiling) -> Iterator[slice]:
@@ -96,9 +96,5 @@ def _by_channel(maps: Tensor, heads: int) -> Tensor:
 
 
 def _windows(values: Tensor) -> Tensor:
-    """[b, V, U, N] to [b, V, U * M]."""
+    """[B, V, U, N] to [B, V, U * M]."""
     return values.flip(3).flatten(2)
-
-
-def _joined(parts: list[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts)

@@ -79,7 +79,7 @@ def test_every_order_is_the_reference(case, dtype, monkeypatch):
             )
 
 
-@pytest.mark.parametrize("order", ["auto", KERNEL])
+@pytest.mark.parametrize("order", ["auto", "query", KERNEL])
 def test_compiled_whole_it_is_the_same(order, monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # its convolutions may be others than cudnn's
     torch.manual_seed(0)

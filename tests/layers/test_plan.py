@@ -93,7 +93,7 @@ def test_an_explanation_names_every_candidate_and_why():
 
 
 def test_counts_are_those_of_the_sums():
-    found = candidates(C4, torch.float32, "cpu")
+    found = candidates(C4, torch.float32, "cpu", training=True)
     n = 196
     for plan in found:
         if plan.tiling and plan.tiling.whole:
@@ -136,6 +136,9 @@ def test_columns_that_every_tile_sees_are_cut_by_offset_alone_an_image_at_a_time
     assert counts["offset"] == 8 * 4 * 784 * 34 * 41 and counts["score"] == 8 * 4 * 784 * 784
     assert counts["offset_table"] == 8 * 4 * 2 * 16 * 34 * 41  # images, rows of tiles, tiles, K
     assert counts["window"] == 8 * 4 * 32 * 784  # one for each row of tiles
+    large = Shape(1, 4, 16, 64, 1, 112, 112, 223, 223)  # a table of each tile, its gradient's sum and what is added
+    found = {(p.tiling.y.tile, p.tiling.x.tile): p for p in candidates(large, torch.float32, "cpu", True) if p.tiling}
+    assert found[1, 1].memory > 3 * 112 * 16 * 112 * 112 * 4
 
 
 def test_shapes_of_every_kind_have_a_plan():

@@ -54,6 +54,8 @@ def tilings(size, scope):
         ((3, 4), (9, 11), 1),
         ((7, 3), (5, 3), 1),
         ((3, 5), (9, 11), 2),
+        ((3, 4), (3, 5), 1),
+        ((3, 5), (5, 9), 2),
     ],
 )
 def test_every_tiling_is_the_plain_order(size, scope, u):
@@ -228,6 +230,20 @@ def test_the_operators_of_compiled_graphs():
     for lambdas in (given[3], None):
         arguments = (*given[:3], lambdas, 3, 4, "auto", 0.0)
         torch.library.opcheck(torch.ops.lambdaresnet_zoo.contract.default, arguments)
+
+
+@pytest.mark.parametrize("scope", [(3, 3), (5, 7)])
+def test_the_operators_of_compiled_graphs_elsewhere_than_on_a_cpu(scope, monkeypatch):
+    monkeypatch.setattr(planned, "_in_few_calls", lambda tiling, _: tiling.whole)
+    given = tensors((3, 4), scope, u=2, dtype=torch.float32)
+    torch.library.opcheck(torch.ops.lambdaresnet_zoo.contract.default, (*given, 3, 4, "query", 0.0))
+    compiled = torch.compile(lambda *all_of_it: planned.grid_output(*all_of_it, 3, 4, "query"), fullgraph=True)
+    expected = plain_output(*given, 3, 4, "lambda")
+    output = compiled(*given)
+    torch.testing.assert_close(output, expected)
+    along = torch.randn_like(expected)
+    for found, wanted in zip(*(torch.autograd.grad(out, given, along) for out in (output, expected)), strict=True):
+        torch.testing.assert_close(found, wanted)
 
 
 @pytest.mark.parametrize("dynamic", [False, True])

@@ -52,20 +52,22 @@ def test_it_is_the_plain_order(size, scope, u, chunk, batch):
             torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10, msg=lambda m, n=name: f"{n}: {m}")
 
 
-@pytest.mark.parametrize("chunk", [1, 4])
-def test_the_gradient_of_the_table_is_summed_in_its_own_precision(chunk):
-    size, scope = (6, 5), (7, 5)
-    given = tensors(size, scope, batch=4, dtype=torch.float32)
+def test_the_gradient_of_the_table_is_summed_in_its_own_precision():
+    size, scope, batch = (6, 5), (7, 5), 512
+    given = tensors(size, scope, batch, dtype=torch.float32)
     q, v, table, lambdas = (tensor.bfloat16() for tensor in given)
     exact = [tensor.double().requires_grad_() for tensor in (q, v, table, lambdas)]
     expected = plain_output(*exact, *size, "lambda")
     cotangent = torch.randn_like(expected).bfloat16()
     wanted = torch.autograd.grad(expected, exact, cotangent.double())
-    found = whole_query_order.backward(cotangent, q, v, table.float(), lambdas, whole(size, scope, chunk))
+    found = whole_query_order.backward(cotangent, q, v, table.float(), lambdas, whole(size, scope, 1))
     assert found[2].dtype == torch.float32
-    for name, got, want in zip(NAMES, found, wanted, strict=True):
-        off = float((got.double() - want).abs().max() / want.abs().max())
-        assert off < 2e-2, f"{name}: {off}"
+    off = {
+        name: float((got.double() - want).norm() / want.norm())
+        for name, got, want in zip(NAMES, found, wanted, strict=True)
+    }
+    assert max(off.values()) < 2e-2
+    assert off["table"] < 5e-3  # 512 sums, each rounded to 8 bits, would be off by more
 
 
 class Calls(TorchDispatchMode):
