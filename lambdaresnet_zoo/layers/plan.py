@@ -221,13 +221,12 @@ def features(shape: Shape, plan: Plan) -> dict[str, float]:
             "tiled_output": output if t.x.tiles > 1 else 0,
         }
         if t.by_offset:
-            offsets = queries * sum(map(t.offsets, rows)) * s.intra_depth
+            offsets = sum(map(t.offsets, rows)) * s.intra_depth  # of a column of tiles
             windows = s.batch * t.windows * s.value_depth * context
-            tables = t.tables * s.query_depth * sum(map(t.offsets, rows)) * s.intra_depth
             return counts | {
-                "offset_product": offsets * s.query_depth,
-                "offset": offsets,
-                "offset_table": chunks * tables,
+                "offset_product": queries * offsets * s.query_depth,
+                "offset": queries * offsets,
+                "offset_table": chunks * t.tables * offsets * s.query_depth,
                 "window": windows,
             }
         blocks = t.queries * s.query_depth * context

@@ -15,6 +15,7 @@ V value depth, U intra-depth, H heads. On a grid of h x w, N = M = h * w.
 
 import logging
 from contextlib import nullcontext
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -202,12 +203,10 @@ def run(
         if plan.order == "kernel":
             return _kernel(queries, values, table, lambdas, height, width)
         q, v, c = _computed(queries, values, lambdas)
-        if plan.tiling is not None and plan.tiling.by_offset:
-            output = offset_order.forward(q, v, table, c, plan.tiling)
-        elif plan.tiling is not None and _in_few_calls(plan.tiling, q):
-            output = whole_query_order.forward(q, v, table, c, plan.tiling)
-        elif plan.tiling is not None:
-            output = query_order.forward(q, v, table, c, plan.tiling, cache)
+        if plan.tiling is not None:
+            order = _tiled_order(plan.tiling, q)
+            kept = {"cache": cache} if order is query_order else {}  # the others keep nothing
+            output = order.forward(q, v, table, c, plan.tiling, **kept)
         elif plan.order == "convolution" and q.device.type == "cpu":
             output = convolution_order.forward(q, v, table, c, height, width, plan.chunk)
         else:
@@ -251,9 +250,7 @@ def gradients(
         # Where the table's gradient is summed; half precision would lose most of it.
         wide = table.to(torch.promote_types(torch.promote_types(table.dtype, q.dtype), torch.float32))
         if plan.tiling is not None:
-            whole = whole_query_order if _in_few_calls(plan.tiling, q) else query_order
-            order = offset_order if plan.tiling.by_offset else whole
-            found = order.backward(g, q, v, wide, c, plan.tiling)
+            found = _tiled_order(plan.tiling, q).backward(g, q, v, wide, c, plan.tiling)
         else:
             found = _plain_gradients(g, q, v, wide, c, height, width, plan)
         of_lambdas = None if lambdas is None or found[3] is None else found[3].to(lambdas.dtype)
@@ -318,6 +315,12 @@ def _plan(
         if reason := unavailable(queries.device, queries.dtype):
             _log.debug("no fused kernel: %s; the plain orders serve", reason)
     return make_plan(shape, queries.dtype, device, training, order, memory)
+
+
+def _tiled_order(tiling: Tiling, queries: Tensor) -> ModuleType:
+    if tiling.by_offset:
+        return offset_order
+    return whole_query_order if _in_few_calls(tiling, queries) else query_order
 
 
 def _in_few_calls(tiling: Tiling, queries: Tensor) -> bool:

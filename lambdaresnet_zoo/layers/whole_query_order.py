@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from .contraction import add_products, chunks
+from .grid import Windows
 from .tiles import Tiling, embeddings, embeddings_backward
 
 __all__ = ["backward", "forward"]
@@ -33,7 +34,7 @@ def forward(queries: Tensor, values: Tensor, table: Tensor, lambdas: Tensor | No
     batch, heads, _, n = queries.shape
     output = queries.new_empty(batch, heads, values.shape[1], n)
     block = embeddings(table.to(queries.dtype), tiling)  # [N, K, UM]
-    windows = _windows(values)
+    windows = Windows(values, tiling).of(slice(None), row=0)  # [B, V, UM]
     for images in _chunks(queries, tiling):
         q = _by_head(queries[images])
         found = torch.bmm(_scores(q, block), windows[images].transpose(1, 2))  # [b, HN, V]
@@ -49,7 +50,7 @@ def backward(
     """Gradients of queries, values, table and content lambdas from that of the output, [B, H, V, N]."""
     heads, _, n = queries.shape[1:]
     block = embeddings(table.to(queries.dtype), tiling)  # [N, K, UM]
-    windows = _windows(values)
+    windows = Windows(values, tiling).of(slice(None), row=0)  # [B, V, UM]
     of_block, of_windows = torch.empty_like(block, dtype=table.dtype), torch.empty_like(windows)
     of_queries = torch.empty_like(queries, memory_format=torch.contiguous_format)
     of_lambdas = None if lambdas is None else torch.empty_like(lambdas, memory_format=torch.contiguous_format)
@@ -93,8 +94,3 @@ def _by_position(maps: Tensor, n: int) -> Tensor:
 def _by_channel(maps: Tensor, heads: int) -> Tensor:
     """[b, H * N, D] as a view [b, H, D, N]."""
     return maps.unflatten(1, (heads, -1)).transpose(2, 3)
-
-
-def _windows(values: Tensor) -> Tensor:
-    """[B, V, U, N] to [B, V, U * M]."""
-    return values.flip(3).flatten(2)

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from contractions import NAMES, tensors
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -18,17 +19,6 @@ from lambdaresnet_zoo.layers.contraction import expand_table, plain_output
 from lambdaresnet_zoo.layers.plan import Plan
 from lambdaresnet_zoo.layers.scratch import KEPT_BYTES, Scratch, release
 from lambdaresnet_zoo.layers.tiles import Tiling, embeddings, embeddings_backward, make_axis
-
-NAMES = ("queries", "values", "table", "lambdas")
-
-
-def tensors(size, scope, batch=3, u=1, k=3, v=4, heads=2, dtype=torch.float64):
-    torch.manual_seed(0)
-    height, width = size
-    n = height * width
-    rows, columns = scope or (2 * height - 1, 2 * width - 1)
-    shapes = ((batch, heads, k, n), (batch, v, u, n), (k, u, rows, columns), (batch, k, v))
-    return [torch.randn(shape, dtype=dtype, requires_grad=True) for shape in shapes]
 
 
 def tilings(size, scope):

@@ -6,6 +6,7 @@ from collections import Counter
 
 import pytest
 import torch
+from contractions import NAMES, tensors
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lambdaresnet_zoo.layers import planned, query_order, whole_query_order
@@ -13,7 +14,6 @@ from lambdaresnet_zoo.layers.contraction import plain_output
 from lambdaresnet_zoo.layers.plan import Plan
 from lambdaresnet_zoo.layers.tiles import Tiling, make_axis
 
-NAMES = ("queries", "values", "table", "lambdas")
 FREE = {
     "_unsafe_view", "alias", "as_strided", "detach", "empty", "empty_like", "expand", "new_empty", "permute",
     "promote_types", "select", "slice", "split_with_sizes", "transpose", "unsqueeze", "view",
@@ -21,11 +21,8 @@ FREE = {
 """Operators that launch nothing."""
 
 
-def tensors(size, scope, batch=3, u=1, dtype=torch.float64, device="cpu"):
-    torch.manual_seed(0)
-    n, heads, k, v = size[0] * size[1], 2, 3, 4
-    shapes = ((batch, heads, k, n), (batch, v, u, n), (k, u, *scope), (batch, k, v))
-    return [torch.randn(shape, dtype=dtype, device=device) for shape in shapes]
+def held(*given, **options):
+    return [tensor.detach() for tensor in tensors(*given, **options)]
 
 
 def whole(size, scope, chunk):
@@ -37,10 +34,10 @@ def whole(size, scope, chunk):
 @pytest.mark.parametrize("chunk", [1, 2, 3])
 @pytest.mark.parametrize(("size", "scope", "u"), [((5, 6), (3, 5), 1), ((4, 7), (7, 3), 2), ((3, 4), (9, 11), 2)])
 def test_it_is_the_plain_order(size, scope, u, chunk, batch):
-    given = [tensor.requires_grad_() for tensor in tensors(size, scope, batch, u)]
-    held = [tensor.detach() for tensor in given]
+    given = tensors(size, scope, batch, u)
+    without = [tensor.detach() for tensor in given]
     tiling = whole(size, scope, chunk)
-    for some, fixed in ((given, held), ([*given[:3], None], [*held[:3], None])):
+    for some, fixed in ((given, without), ([*given[:3], None], [*without[:3], None])):
         expected = plain_output(*some, *size, "lambda")
         cotangent = torch.randn_like(expected)
         leaves = [tensor for tensor in some if tensor is not None]
@@ -54,7 +51,7 @@ def test_it_is_the_plain_order(size, scope, u, chunk, batch):
 
 def test_the_gradient_of_the_table_is_summed_in_its_own_precision():
     size, scope, batch = (6, 5), (7, 5), 512
-    given = tensors(size, scope, batch, dtype=torch.float32)
+    given = held(size, scope, batch, dtype=torch.float32)
     q, v, table, lambdas = (tensor.bfloat16() for tensor in given)
     exact = [tensor.double().requires_grad_() for tensor in (q, v, table, lambdas)]
     expected = plain_output(*exact, *size, "lambda")
@@ -93,7 +90,7 @@ def calls(work):
 
 def test_elsewhere_than_on_a_cpu_it_serves_whole_grids_in_fewer_calls():
     size, scope = (14, 14), (23, 23)
-    given = tensors(size, scope, batch=32, dtype=torch.float32, device="meta")
+    given = held(size, scope, batch=32, dtype=torch.float32, device="meta")
     cotangent = torch.empty(32, 2, 4, 14 * 14, device="meta")
     tiling = whole(size, scope, 32)
     plan = Plan("query", tiling, 32, 0, 0)
@@ -111,7 +108,7 @@ def test_on_a_cpu_and_for_tiles_it_does_not_serve(monkeypatch):
     size, scope = (4, 6), (3, 3)
     tiled = Tiling(make_axis(4, 3, 2), make_axis(6, 3, 3), 3)
     for device, tiling in (("cpu", whole(size, scope, 3)), ("meta", tiled)):
-        given = tensors(size, scope, device=device)
+        given = held(size, scope, device=device)
         plan = Plan("query", tiling, 3, 0, 0)
         output = planned.run(plan, *given, *size)
         planned.gradients(plan, torch.empty_like(output), *given, *size)
