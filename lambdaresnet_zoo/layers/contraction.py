@@ -166,14 +166,14 @@ def query_order(queries: Tensor, values: Tensor, table: Tensor, height: int, wid
     """Queries against embeddings first: a map over the context, never normalised, then the values."""
     embeddings = expand_table(table, height, width)  # [K, U, N, M]
     k, u, n, m = embeddings.shape
-    batch, heads = queries.shape[0], queries.shape[1]
+    batch, heads, v = queries.shape[0], queries.shape[1], values.shape[1]
     # The map is large: laid out by position it is written once and read in place, never permuted.
     by_position = queries.permute(3, 0, 1, 2).reshape(n, batch * heads, k).contiguous()
     flat = embeddings.permute(2, 0, 1, 3).reshape(n, k, u * m)
     scores = torch.bmm(by_position, flat.to(queries.dtype)).transpose(0, 1)  # [BH, N, UM]
-    by_head = values.flatten(2).unsqueeze(1).expand(-1, heads, -1, -1).reshape(batch * heads, -1, u * m)
+    by_head = values.flatten(2).unsqueeze(1).expand(-1, heads, -1, -1).reshape(batch * heads, v, u * m)
     output = torch.bmm(by_head, scores.transpose(1, 2))  # [BH, V, N]
-    return output.reshape(batch, heads, values.shape[1], n)
+    return output.reshape(batch, heads, v, n)
 
 
 def convolution_order(queries: Tensor, values: Tensor, table: Tensor, height: int, width: int) -> Tensor:

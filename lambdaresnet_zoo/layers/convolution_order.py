@@ -51,4 +51,5 @@ def forward(
         chunked = output[images]
         for index in range(k):
             chunked.addcmul_(found[:, :, :, index], of_heads[:, :, :, index])
+        del found  # before there are two
     return output

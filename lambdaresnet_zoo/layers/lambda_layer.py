@@ -17,6 +17,8 @@ Differences from the paper
       which leaderj1001 applies at stride 1, too.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -166,8 +168,8 @@ class LambdaLayer(nn.Module):
         _one_of("query_norm", query_norm, QUERY_NORMS)
         _one_of("pool", pool, POOLS)
         _one_of("order", order, ("auto", *IMPLEMENTATIONS))
-        if memory_budget is not None and not memory_budget > 0:
-            raise ValueError(f"memory_budget must be above 0 MiB, got {memory_budget}")
+        if memory_budget is not None and not 0 < memory_budget < math.inf:
+            raise ValueError(f"memory_budget must be above 0 MiB and finite, got {memory_budget}")
         if pool_always and pool == "avg2":
             raise ValueError("pool_always=True needs a 3x3 pool, got pool='avg2'")
 
@@ -207,6 +209,7 @@ class LambdaLayer(nn.Module):
         elif position_bias:
             raise ValueError("position_bias=True needs position=True")
         self.shares_position = False
+        self.lends_position = False
 
         self.pool: nn.Module = nn.Identity()
         if stride == 2 and pool == "avg2":
@@ -240,10 +243,13 @@ class LambdaLayer(nn.Module):
         must come first in the network: this layer's keys leave the state dict.
 
         Raises:
-            ValueError: ``other`` has no embeddings, its table or bias has another shape, or it is this layer.
+            ValueError: ``other`` has no embeddings, its table or bias has another shape, or it is this layer; or
+                other layers share this one's embeddings already, which would then be saved nowhere.
         """
         if other is self:
             raise ValueError("a layer cannot share position embeddings with itself")
+        if self.lends_position:
+            raise ValueError("other layers share this layer's position embeddings: let it share an earlier one's first")
         if self.position is None or other.position is None:
             raise ValueError("share_position needs two layers with position embeddings")
         if (other.position.bias is None) != (self.position.bias is None):
@@ -254,6 +260,7 @@ class LambdaLayer(nn.Module):
                 f"and {tuple(other.position.table.shape)}"
             )
         self.position = other.position
+        other.lends_position = True
         if not self.shares_position:
             self.shares_position = True
             self.register_state_dict_post_hook(_drop_shared)

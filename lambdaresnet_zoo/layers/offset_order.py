@@ -37,7 +37,7 @@ def forward(queries: Tensor, values: Tensor, table: Tensor, lambdas: Tensor | No
     output = queries.new_zeros(batch, heads, v, n) if lambdas is None else content_output(queries, lambdas)
     sums = Tiles(output, tiling)
     scratch = Scratch(queries, "scores")
-    for row in range(tiling.y.tiles):
+    for row in tiling.rows:
         kernel = _tables(table.to(queries.dtype), tiling, row).flatten(2)  # [T, K, UO]
         for images in chunks(batch, tiling.chunk):
             q = tiles.by_map(images, row).transpose(1, 2).reshape(len(kernel), -1, k)  # [T, bHN, K]
@@ -60,7 +60,7 @@ def backward(
     of_tiles = Tiles(of_queries, tiling)
     of_context, of_table = context.sums(), torch.zeros_like(table, memory_format=torch.contiguous_format)
     scratch = Scratch(queries, "scores")
-    for row in range(tiling.y.tiles):
+    for row in tiling.rows:
         tables = _tables(table.to(queries.dtype), tiling, row)
         kernel = tables.flatten(2)  # [T, K, UO]
         of_kernel = torch.zeros_like(kernel, dtype=table.dtype)

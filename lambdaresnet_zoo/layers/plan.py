@@ -5,7 +5,7 @@ candidate; the fastest whose memory fits the budget is taken. Its coefficients a
 each kind of device, and are fitted anew on another machine by `lambdaresnet-zoo plan --fit FILE`.
 
     LAMBDARESNET_ZOO_IMPL    force an order: lambda, query, convolution or kernel
-    LAMBDARESNET_ZOO_COSTS   read the coefficients from this file
+    LAMBDARESNET_ZOO_COSTS   read the coefficients from this file, once in a process
     LAMBDARESNET_ZOO_MEMORY  memory budget in MiB
 
 Shapes: B batch, N query positions, M context positions, K query depth,
@@ -28,19 +28,22 @@ from . import kernels
 from .scratch import KEPT_BYTES
 from .tiles import Axis, Tiling, make_axis
 
-__all__ = ["COSTS", "IMPLEMENTATIONS", "Plan", "Shape", "candidates", "explain_plan", "features", "make_plan"]
+__all__ = ["COSTS", "IMPLEMENTATIONS", "Plan", "Shape", "candidates", "explain_plan", "features", "forced_order", "make_plan"]
 
 COSTS = Path(__file__).with_name("costs.json")
 IMPLEMENTATIONS = ("lambda", "query", "convolution", "kernel")
 TILES = (1, 2, 4, 7, 8, 16)
 MIB = 2**20
 NEEDED = {"measured", "scratch_mib", "memory_mib", "forward", "training"}  # of each set of costs
+SCRATCH = {"forward", "training"}  # of scratch_mib; that of lambdas may be left out
 NOT_MEASURED = "not measured on this kind of device"
 FAR = KEPT_BYTES // 4
 """Elements of a block of embeddings beyond which it is neither in a cache nor in scratch that is kept."""
 SHARE = 3
 """Scratch of a chunk in training may be one part in so many of queries, values and output, where that is more than what
 the costs say: of many images at once it is little beside them, and fewer chunks take less time."""
+ALIKE = 0.005
+"""Of two predicted times, which are told as one."""
 NEAR = 1.1
 """In training of several images, of plans that take at most so many times as long as the fastest, the leanest is taken:
 predictions are no more exact than that, and memory is."""
@@ -90,6 +93,7 @@ class Plan:
         name = self.order + (" by offset" if self.method == "offset" else "")
         if self.tiling is not None and not self.tiling.whole:
             name += f" in tiles of {self.tiling.y.tile}x{self.tiling.x.tile}"
+            name += "" if self.tiling.shared else ", clipped"
         time = f"{self.seconds * 1e3:.3g} ms" if math.isfinite(self.seconds) else "no prediction"
         return f"{name}, {self.chunk} at once: {time}, {self.memory / MIB:.3g} MiB"
 
@@ -111,13 +115,23 @@ def make_plan(
     Raises:
         ValueError: an unknown order, or a kernel that cannot serve.
     """
+    order = forced_order(order)
+    if order == "kernel" and (reason := kernels.unavailable(torch.device(device), dtype)):
+        raise ValueError(f"order='kernel' cannot be used: {reason}")
+    return _pick(shape, dtype, device, training, order, memory, *_environment())
+
+
+def forced_order(order: str) -> str:
+    """The order that is forced by an argument or else by ``LAMBDARESNET_ZOO_IMPL``, or ``auto``.
+
+    Raises:
+        ValueError: an unknown order.
+    """
     if order == "auto":
         order = os.environ.get("LAMBDARESNET_ZOO_IMPL", "") or "auto"
     if order not in ("auto", *IMPLEMENTATIONS):
         raise ValueError(f"LAMBDARESNET_ZOO_IMPL must be one of {', '.join(IMPLEMENTATIONS)}, got {order!r}")
-    if order == "kernel" and (reason := kernels.unavailable(torch.device(device), dtype)):
-        raise ValueError(f"order='kernel' cannot be used: {reason}")
-    return _pick(shape, dtype, device, training, order, memory, *_environment())
+    return order
 
 
 @lru_cache(maxsize=4096)
@@ -125,6 +139,8 @@ def _pick(
     shape: Shape, dtype: torch.dtype, device: str, training: bool, order: str, memory: float, *environment: str
 ) -> Plan:
     """Once for each shape; the environment is named so that another one is another plan."""
+    if not shape.n:
+        raise ValueError(f"a map of {shape.height}x{shape.width} has no position to contract over")
     budget = _budget(device, memory)
     found = [plan for plan in candidates(shape, dtype, device, training, budget / MIB) if order in ("auto", plan.order)]
     if order == "auto":
@@ -150,22 +166,25 @@ def explain_plan(
     Args and errors are those of :func:`make_plan`.
     """
     chosen = make_plan(shape, dtype, device, training, order, memory)
-    forced = order if order != "auto" else os.environ.get("LAMBDARESNET_ZOO_IMPL", "")
+    forced = forced_order(order)
     budget = _budget(device, memory)
     costs = _costs(device)
-    lines = [f"{'training' if training else 'forward'} on {device}, costs {costs['measured']}", f"chosen: {chosen}"]
+    over = f"over the memory budget of {budget / MIB:.3g} MiB"
+    why = "" if chosen.memory <= budget else f"; {over}, as all are, but it needs least"
+    lines = [f"{'training' if training else 'forward'} on {device}, costs {costs['measured']}", f"chosen: {chosen}{why}"]
     for plan in sorted(candidates(shape, dtype, device, training, memory), key=lambda plan: plan.seconds):
         if plan == chosen:
             continue
-        if forced and plan.order != forced:
+        if forced not in ("auto", plan.order):
             reason = f"{forced} is forced"
         elif plan.note:
             reason = plan.note
         elif plan.memory > budget:
-            reason = f"over the memory budget of {budget / MIB:.3g} MiB"
-        elif math.isfinite(plan.seconds) and chosen.seconds:
-            reason = f"{plan.seconds / chosen.seconds:.3g} times as long"
-            if plan.seconds < chosen.seconds:
+            reason = over
+        elif math.isfinite(plan.seconds) and math.isfinite(chosen.seconds):
+            ratio = plan.seconds / chosen.seconds if chosen.seconds else 1.0
+            reason = "as long" if abs(ratio - 1) < ALIKE else f"{ratio:.3g} times as long"
+            if ratio < 1 or (ratio == 1 and plan.memory > chosen.memory):
                 reason += ", for more memory"
         else:
             reason = "no prediction"
@@ -189,7 +208,8 @@ def candidates(
     for order in IMPLEMENTATIONS:
         for tiling in _tilings(shape, size, scratch, training) if order == "query" else (None,):
             chunk = tiling.chunk if tiling else _chunk(shape, order, size, lambdas)
-            plan = Plan(order, tiling, chunk, math.inf, _memory(shape, order, tiling, chunk, size, training))
+            keeps = device == "cpu" and not training
+            plan = Plan(order, tiling, chunk, math.inf, _memory(shape, order, tiling, chunk, size, training, keeps))
             coefficients = costs["training" if training else "forward"].get(plan.method)
             note = ""
             if order == "kernel":
@@ -295,7 +315,7 @@ def _most(count: Callable[[int], int], tiling: Tiling) -> int:
 
 def _chunk(shape: Shape, order: str, size: int, scratch: float) -> int:
     if order == "kernel":
-        return shape.batch
+        return max(1, shape.batch)
     return _even(shape.batch, int(scratch // (shape.n * shape.query_depth * shape.value_depth * size)))
 
 
@@ -305,7 +325,9 @@ def _even(batch: int, most: int) -> int:
     return math.ceil(batch / math.ceil(batch / most)) if batch else 1
 
 
-def _memory(shape: Shape, order: str, tiling: Tiling | None, chunk: int, size: int, training: bool) -> int:
+def _memory(
+    shape: Shape, order: str, tiling: Tiling | None, chunk: int, size: int, training: bool, keeps: bool
+) -> int:
     s = shape
     twice = 2 if training else 1  # the backward pass holds what the forward pass held, and mostly its gradient
     if order == "kernel":
@@ -317,14 +339,29 @@ def _memory(shape: Shape, order: str, tiling: Tiling | None, chunk: int, size: i
     context = _most(tiling.context, tiling) * s.intra_depth
     images = chunk * tiling.x.tiles * s.heads
     scores = images * tiling.queries * context
+    whole = _padded(s, tiling, training)
     if tiling.by_offset:
         offsets = images * tiling.queries * _most(tiling.offsets, tiling) * s.intra_depth
         windows = chunk * tiling.windows * s.value_depth * context
         tables = tiling.tables * s.query_depth * _most(tiling.offsets, tiling) * s.intra_depth
-        return size * (scores + offsets + twice * windows + (twice + 1) * tables)  # a gradient's sum, what is added
-    block = tiling.queries * s.query_depth * context
+        # a gradient's sum, what is added
+        return size * (scores + offsets + twice * windows + (twice + 1) * tables + whole)
+    rows = tiling.y.tiles if keeps and not tiling.shared else 1  # evaluation keeps the blocks of all
+    blocks = rows * tiling.queries * s.query_depth * context
     windows = images * s.value_depth * context
-    return size * (scores + twice * (block + windows))  # one map serves the scores and their gradient
+    return size * (scores + twice * (blocks + windows) + whole)  # one map serves the scores and their gradient
+
+
+def _padded(shape: Shape, tiling: Tiling, training: bool) -> int:
+    """Elements of copies of all queries and values, with what fills up the last tiles and pads windows."""
+    s, t = shape, tiling
+    count = 0
+    if t.y.covered * t.x.covered > s.n:
+        count += s.batch * s.heads * (s.query_depth + (s.value_depth if training else 0)) * t.y.covered * t.x.covered
+    context = t.y.padded_size * t.x.padded_size
+    if context > s.n:
+        count += (2 if training else 1) * s.batch * s.value_depth * s.intra_depth * context
+    return count
 
 
 def _tensors(shape: Shape) -> int:
@@ -347,9 +384,13 @@ def _environment() -> tuple[str, str]:
 
 
 def _budget(device: str, memory: float) -> float:
-    given = memory or float(_environment()[0] or 0)
+    text = _environment()[0]
+    try:
+        given = memory or float(text or 0)
+    except ValueError:
+        given = math.nan
     if not 0 <= given < math.inf:
-        raise ValueError(f"LAMBDARESNET_ZOO_MEMORY must be a number of MiB of at least 0, got {given:g}")
+        raise ValueError(f"LAMBDARESNET_ZOO_MEMORY must be a number of MiB of at least 0, got '{text}'")
     return MIB * (given or _costs(device)["memory_mib"])
 
 
@@ -380,14 +421,15 @@ def _read_costs(path: Path, device: str) -> dict[str, Any]:
 
 
 def _is_costs(found: Any) -> bool:
-    """Whether it looks like the costs of a kind of device, coefficients being numbers."""
+    """Whether it looks like the costs of a kind of device."""
     if not isinstance(found, dict) or not set(found) >= NEEDED:
         return False
-    modes = [found["forward"], found["training"]]
+    modes, scratch = [found["forward"], found["training"]], found["scratch_mib"]
     methods = [method for mode in modes if isinstance(mode, dict) for method in mode.values()]
-    return all(isinstance(each, dict) for each in (*modes, *methods)) and all(
-        isinstance(number, (int, float)) for method in methods for number in method.values()
-    )
+    if not all(isinstance(each, dict) for each in (*modes, *methods, scratch)) or not set(scratch) >= SCRATCH:
+        return False
+    numbers = [found["memory_mib"], *scratch.values(), *(number for method in methods for number in method.values())]
+    return all(isinstance(number, (int, float)) and 0 <= number < math.inf for number in numbers)
 
 
 @lru_cache(maxsize=1)

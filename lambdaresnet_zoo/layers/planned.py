@@ -24,7 +24,7 @@ from torch import Tensor
 from . import convolution_order, offset_order, query_order, whole_query_order
 from .contraction import choose_order, chunks, content_output, plain_output
 from .kernels import fused_position, unavailable
-from .plan import Plan, Shape, make_plan
+from .plan import Plan, Shape, forced_order, make_plan
 from .tiles import Tiling
 
 __all__ = ["gradients", "grid_output", "run"]
@@ -63,13 +63,15 @@ def grid_output(
         return plain_output(queries, values, table, lambdas, height, width, plain)
     else:  # TorchScript must not look beyond
         if torch.compiler.is_exporting() or torch.jit.is_tracing():
-            plain = "convolution" if order in ("auto", "kernel") else order
+            plain = forced_order(order)
+            plain = "convolution" if plain in ("auto", "kernel") else plain
             return plain_output(queries, values, table, lambdas, height, width, plain)
-        if torch.compiler.is_compiling():
-            return contract(queries, values, table, lambdas, height, width, order, memory)
-        if torch.is_grad_enabled() and any(
+        training = torch.is_grad_enabled() and any(
             tensor is not None and tensor.requires_grad for tensor in (queries, values, table, lambdas)
-        ):
+        )
+        if torch.compiler.is_compiling():
+            return contract(queries, values, table, lambdas, height, width, order, memory, training)
+        if training:
             plan = _plan(queries, values, table, height, width, order, memory, training=True)
             if plan.order == "kernel":  # has gradients of its own
                 return _kernel(queries, values, table, lambdas, height, width)
@@ -102,11 +104,15 @@ class _Contraction(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
         queries, values, table, lambdas = ctx.saved_tensors
         if torch.is_grad_enabled():  # create_graph=True
-            inputs = [tensor for tensor in ctx.saved_tensors if tensor is not None and tensor.requires_grad]
-            output = plain_output(queries, values, table, lambdas, ctx.height, ctx.width, "query")
+            # By aliases: one of these tensors may be made of another, as content lambdas are of values, and what it owes
+            # to that one is added outside.
+            aliases = [None if tensor is None else tensor.view_as(tensor) for tensor in ctx.saved_tensors]
+            output = plain_output(*aliases, ctx.height, ctx.width, "query")
+            inputs = [alias for alias in aliases if alias is not None and alias.requires_grad]
             found = iter(torch.autograd.grad(output, inputs, gradient, create_graph=True))
-            wanted = [tensor is not None and tensor.requires_grad for tensor in ctx.saved_tensors]
-            arriving: tuple[Tensor | None, ...] = tuple(next(found) if want else None for want in wanted)
+            arriving: tuple[Tensor | None, ...] = tuple(
+                next(found) if alias is not None and alias.requires_grad else None for alias in aliases
+            )
         else:
             arriving = _backward(
                 gradient, queries, values, table, lambdas, ctx.height, ctx.width, ctx.order, ctx.memory
@@ -124,9 +130,10 @@ def contract(
     width: int,
     order: str,
     memory: float,
+    training: bool,
 ) -> Tensor:
     """:func:`grid_output` as one node of a compiled graph, which is told that the output is dense."""
-    return _forward(queries, values, table, lambdas, height, width, order, memory).contiguous()
+    return _forward(queries, values, table, lambdas, height, width, order, memory, training).contiguous()
 
 
 @contract.register_fake
@@ -162,12 +169,12 @@ def _(
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    _Contraction.setup_context(ctx, inputs, output)
+    _Contraction.setup_context(ctx, inputs[:-1], output)
 
 
 def _differentiate(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
     *found, of_lambdas = contract_backward(gradient, *ctx.saved_tensors, ctx.height, ctx.width, ctx.order, ctx.memory)
-    return *found, None if ctx.saved_tensors[3] is None else of_lambdas, None, None, None, None
+    return *found, None if ctx.saved_tensors[3] is None else of_lambdas, None, None, None, None, None
 
 
 contract.register_autograd(_differentiate, setup_context=_save)
@@ -285,11 +292,12 @@ def _plain_gradients(
         of_table += found[0]
         for part, one in zip(parts, found[1:], strict=False):
             part.append(one)
-    joined = [torch.cat(part) if part else None for part in parts]
-    of_queries, of_values = (
-        torch.zeros_like(like) if one is None else one for one, like in zip(joined, (queries, values), strict=False)
+    of_queries, of_values, of_lambdas = (
+        torch.cat(part) if part else None if like is None else torch.zeros_like(like)
+        for part, like in zip(parts, (queries, values, lambdas), strict=True)
     )
-    return of_queries, of_values, of_table, joined[2]
+    assert of_queries is not None and of_values is not None
+    return of_queries, of_values, of_table, of_lambdas
 
 
 def _kernel(queries: Tensor, values: Tensor, table: Tensor, lambdas: Tensor | None, height: int, width: int) -> Tensor:

@@ -123,7 +123,7 @@ def _blocks(table: Tensor, tiling: Tiling, dtype: torch.dtype, content: bool = F
     table = table.to(dtype)
     scratch = Scratch(table, "embeddings")
     block: Tensor | None = None
-    for row in range(tiling.y.tiles):
+    for row in tiling.rows:
         if block is None or not tiling.shared:
             block = embeddings(table, tiling, row, content, scratch)
         yield row, block

@@ -25,6 +25,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -59,6 +60,11 @@ class Axis(NamedTuple):
     def pad(self) -> int:
         """Zeros before the first position."""
         return self.reach if self.padded else 0
+
+    @property
+    def padded_size(self) -> int:
+        """Positions with the zeros around them."""
+        return self.covered + 2 * self.reach if self.padded else self.size
 
     def window(self, index: int) -> slice:
         """Context positions that a tile sees, of the axis with its padding."""
@@ -102,6 +108,11 @@ class Tiling:
     def shared(self) -> bool:
         """One block of embeddings serves every tile."""
         return all(axis.tiles == 1 or axis.padded for axis in (self.y, self.x))
+
+    @cached_property
+    def rows(self) -> list[int]:
+        """Rows of tiles, those that see most first: scratch that is large enough for one is so for the next."""
+        return sorted(range(self.y.tiles), key=self.context, reverse=True)
 
     @property
     def windows(self) -> int:
@@ -289,7 +300,7 @@ def kept_embeddings(table: Tensor, tiling: Tiling, dtype: torch.dtype, content: 
         while len(kept.blocks) > CACHED_SIZES:
             kept.blocks.popitem(last=False)
         blocks = kept.blocks[key]
-    return enumerate(blocks * tiling.y.tiles if tiling.shared else blocks)
+    return ((row, blocks[0 if tiling.shared else row]) for row in tiling.rows)
 
 
 def _forwards(table: Tensor, tiling: Tiling, row: int, content: bool) -> Tensor:

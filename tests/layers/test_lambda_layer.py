@@ -400,6 +400,14 @@ def test_embeddings_of_another_shape_are_not_shared():
         LambdaLayer(8, position=False).share_position(LambdaLayer(8, scope=7))
 
 
+def test_embeddings_that_others_share_are_not_given_up():
+    first, second, third = (LambdaLayer(8, scope=5) for _ in range(3))
+    third.share_position(second)
+    with pytest.raises(ValueError, match="let it share an earlier one's first"):
+        second.share_position(first)
+    assert third.position is second.position  # nothing was done
+
+
 def saved_and_loaded(script):
     buffer = io.BytesIO()
     torch.jit.save(script, buffer)

@@ -79,17 +79,81 @@ def test_what_cannot_be_forced_says_why(monkeypatch):
         ValueError, match="LAMBDARESNET_ZOO_IMPL must be one of lambda, query, convolution, kernel, got 'fft'"
     ):
         LambdaLayer(8)(torch.randn(1, 8, 4, 4))
-    with pytest.raises(ValueError, match="memory_budget must be above 0 MiB, got 0"):
-        LambdaLayer(8, memory_budget=0)
+    for budget in (0, float("inf"), float("nan")):
+        with pytest.raises(ValueError, match=f"memory_budget must be above 0 MiB and finite, got {budget}"):
+            LambdaLayer(8, memory_budget=budget)
+
+
+@pytest.mark.parametrize("value", ["abc", "-1", "inf", "nan"])
+def test_a_budget_that_is_none_is_named(value, monkeypatch):
+    monkeypatch.setenv("LAMBDARESNET_ZOO_MEMORY", value)
+    with pytest.raises(ValueError, match=f"LAMBDARESNET_ZOO_MEMORY must be a number of MiB .*, got '{value}'"):
+        make_plan(C4, torch.float32, "cpu")
+
+
+def test_an_empty_map_is_named():
+    with pytest.raises(ValueError, match="a map of 0x14 has no position"):
+        make_plan(C4._replace(height=0), torch.float32, "cpu")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"scratch_mib": {}},
+        {"scratch_mib": 3},
+        {"memory_mib": "a"},
+        {"memory_mib": None},
+        {"forward": {"query": {"call": float("nan")}}},
+        {"training": {"query": {"call": -1.0}}},
+    ],
+    ids=str,
+)
+def test_costs_that_are_none_are_named(damage, tmp_path, monkeypatch):
+    costs = json.loads(COSTS.read_text())
+    costs["cpu"] |= damage
+    path = tmp_path / "costs.json"
+    path.write_text(json.dumps(costs))
+    monkeypatch.setenv("LAMBDARESNET_ZOO_COSTS", str(path))
+    with pytest.raises(ValueError, match=r"LAMBDARESNET_ZOO_COSTS .*costs.json is no cost model; .* plan --fit"):
+        make_plan(C4, torch.float32, "cpu")
+
+
+def test_graphs_of_symbolic_sizes_take_the_order_that_is_forced(monkeypatch):
+    layer, x = LambdaLayer(8, scope=3).eval(), torch.randn(1, 8, 4, 4)
+
+    def convolutions():
+        program = torch.export.export(layer, (x,))
+        torch.testing.assert_close(program.module()(x), layer(x))
+        return sum("conv2d" in str(node.target) for node in program.graph.nodes)
+
+    assert convolutions() == 2  # the projection, and the order that is right for every size
+    monkeypatch.setenv("LAMBDARESNET_ZOO_IMPL", "query")
+    assert convolutions() == 1
+    monkeypatch.setenv("LAMBDARESNET_ZOO_IMPL", "Query")
+    for graph in (torch.export.export, torch.jit.trace):
+        with pytest.raises(Exception, match="LAMBDARESNET_ZOO_IMPL must be one of"):
+            graph(layer, (x,))
 
 
 def test_an_explanation_names_every_candidate_and_why():
-    lines = explain_plan(C4, memory=4).splitlines()
+    lines = explain_plan(C4, memory=6).splitlines()
     assert lines[1].startswith("chosen: query")
-    assert len(lines) == 1 + len(candidates(C4, torch.float32, "cpu", memory=4))
+    assert len(lines) == 1 + len(candidates(C4, torch.float32, "cpu", memory=6))
     text = "\n".join(lines)
-    assert "times as long" in text and "over the memory budget of 4 MiB" in text
+    assert "times as long" in text and "over the memory budget of 6 MiB" in text
     assert any(line.startswith("not kernel") and "cpu" in line for line in lines)
+
+
+def test_an_explanation_holds_where_nothing_fits_or_nothing_takes_time():
+    chosen, *others = explain_plan(C4, memory=1e-3).splitlines()[1:]
+    assert chosen.endswith("over the memory budget of 0.001 MiB, as all are, but it needs least")
+    assert all("over the memory budget" in line or "cpu" in line for line in others)
+    assert "no prediction" not in "\n".join(
+        line for line in explain_plan(C4._replace(batch=0)).splitlines() if "kernel" not in line
+    )
+    lines = explain_plan(DETECTION, training=True).splitlines()
+    assert len({line.split(":")[0] for line in lines}) == len(lines)  # no two are told alike
+    assert ": 1 times as long" not in "\n".join(lines)
 
 
 def test_counts_are_those_of_the_sums():
@@ -145,8 +209,8 @@ def test_shapes_of_every_kind_have_a_plan():
     for batch, side, extent, u in itertools.product((0, 1, 300), ((1, 1), (3, 50), (112, 112)), (1, 5, 223), (1, 4)):
         shape = Shape(batch, 4, 16, 16, u, *side, extent, extent)
         for training in (False, True):
-            plan = make_plan(shape, torch.float32, "cpu", training)
-            assert plan.chunk >= 1
+            for device, dtype in (("cpu", torch.float32), ("cuda", torch.bfloat16)):
+                assert make_plan(shape, dtype, device, training).chunk >= 1
 
 
 def test_devices_that_were_not_measured_say_so():

@@ -218,7 +218,7 @@ def test_gradients_of_gradients(order):
 def test_the_operators_of_compiled_graphs():
     given = tensors((3, 4), (3, 3), dtype=torch.float32)
     for lambdas in (given[3], None):
-        arguments = (*given[:3], lambdas, 3, 4, "auto", 0.0)
+        arguments = (*given[:3], lambdas, 3, 4, "auto", 0.0, True)
         torch.library.opcheck(torch.ops.lambdaresnet_zoo.contract.default, arguments)
 
 
@@ -226,7 +226,7 @@ def test_the_operators_of_compiled_graphs():
 def test_the_operators_of_compiled_graphs_elsewhere_than_on_a_cpu(scope, monkeypatch):
     monkeypatch.setattr(planned, "_in_few_calls", lambda tiling, _: tiling.whole)
     given = tensors((3, 4), scope, u=2, dtype=torch.float32)
-    torch.library.opcheck(torch.ops.lambdaresnet_zoo.contract.default, (*given, 3, 4, "query", 0.0))
+    torch.library.opcheck(torch.ops.lambdaresnet_zoo.contract.default, (*given, 3, 4, "query", 0.0, True))
     compiled = torch.compile(lambda *all_of_it: planned.grid_output(*all_of_it, 3, 4, "query"), fullgraph=True)
     expected = plain_output(*given, 3, 4, "lambda")
     output = compiled(*given)
