@@ -28,7 +28,9 @@ from . import kernels
 from .scratch import KEPT_BYTES
 from .tiles import Axis, Tiling, make_axis
 
-__all__ = ["COSTS", "IMPLEMENTATIONS", "Plan", "Shape", "candidates", "explain_plan", "features", "forced_order", "make_plan"]
+__all__ = [
+    "COSTS", "IMPLEMENTATIONS", "Plan", "Shape", "candidates", "explain_plan", "features", "forced_order", "make_plan",
+]  # fmt: skip
 
 COSTS = Path(__file__).with_name("costs.json")
 IMPLEMENTATIONS = ("lambda", "query", "convolution", "kernel")
@@ -171,7 +173,8 @@ def explain_plan(
     costs = _costs(device)
     over = f"over the memory budget of {budget / MIB:.3g} MiB"
     why = "" if chosen.memory <= budget else f"; {over}, as all are, but it needs least"
-    lines = [f"{'training' if training else 'forward'} on {device}, costs {costs['measured']}", f"chosen: {chosen}{why}"]
+    mode = "training" if training else "forward"
+    lines = [f"{mode} on {device}, costs {costs['measured']}", f"chosen: {chosen}{why}"]
     for plan in sorted(candidates(shape, dtype, device, training, memory), key=lambda plan: plan.seconds):
         if plan == chosen:
             continue

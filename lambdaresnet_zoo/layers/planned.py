@@ -104,15 +104,15 @@ class _Contraction(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
         queries, values, table, lambdas = ctx.saved_tensors
         if torch.is_grad_enabled():  # create_graph=True
-            # By aliases: one of these tensors may be made of another, as content lambdas are of values, and what it owes
-            # to that one is added outside.
-            aliases = [None if tensor is None else tensor.view_as(tensor) for tensor in ctx.saved_tensors]
-            output = plain_output(*aliases, ctx.height, ctx.width, "query")
-            inputs = [alias for alias in aliases if alias is not None and alias.requires_grad]
+            # By aliases: one of these may be made of another, as content lambdas are of values; what it owes to that one
+            # is added outside.
+            aliases: list[Any] = [None if tensor is None else tensor.view_as(tensor) for tensor in ctx.saved_tensors]
+            q, v, t, c = aliases
+            output = plain_output(q, v, t, c, ctx.height, ctx.width, "query")
+            wanted = [alias is not None and alias.requires_grad for alias in aliases]
+            inputs = [alias for alias, want in zip(aliases, wanted, strict=True) if want]
             found = iter(torch.autograd.grad(output, inputs, gradient, create_graph=True))
-            arriving: tuple[Tensor | None, ...] = tuple(
-                next(found) if alias is not None and alias.requires_grad else None for alias in aliases
-            )
+            arriving: tuple[Tensor | None, ...] = tuple(next(found) if want else None for want in wanted)
         else:
             arriving = _backward(
                 gradient, queries, values, table, lambdas, ctx.height, ctx.width, ctx.order, ctx.memory
