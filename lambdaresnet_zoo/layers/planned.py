@@ -104,8 +104,8 @@ class _Contraction(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
         queries, values, table, lambdas = ctx.saved_tensors
         if torch.is_grad_enabled():  # create_graph=True
-            # By aliases: one of these may be made of another, as content lambdas are of values; what it owes to that one
-            # is added outside.
+            # By aliases: one of these may be made of another, as content lambdas are of values; what it owes to that
+            # one is added outside.
             aliases: list[Any] = [None if tensor is None else tensor.view_as(tensor) for tensor in ctx.saved_tensors]
             q, v, t, c = aliases
             output = plain_output(q, v, t, c, ctx.height, ctx.width, "query")
