@@ -328,9 +328,7 @@ def _even(batch: int, most: int) -> int:
     return math.ceil(batch / math.ceil(batch / most)) if batch else 1
 
 
-def _memory(
-    shape: Shape, order: str, tiling: Tiling | None, chunk: int, size: int, training: bool, keeps: bool
-) -> int:
+def _memory(shape: Shape, order: str, tiling: Tiling | None, chunk: int, size: int, training: bool, keeps: bool) -> int:
     s = shape
     twice = 2 if training else 1  # the backward pass holds what the forward pass held, and mostly its gradient
     if order == "kernel":
