@@ -19,6 +19,7 @@ __all__ = [
     "UNFOLDED",
     "ZOO",
     "Row",
+    "as_built",
     "benchmark_rows",
     "benchmark_tables",
     "cells",
@@ -81,6 +82,17 @@ def unfolded_speed_up(cell: Sequence[Row]) -> tuple[float, str] | None:
     """:func:`speed_up` of the layer as it is built; None where that was not timed, too."""
     found, own = speed_up(cell), _times(cell, UNFOLDED)
     return None if found is None or own is None else (found[0] / own, found[1])
+
+
+def as_built(case: Sequence[Row], row: Row) -> float | None:
+    """How many times as long as this package's network another takes with nothing folded; None where not timed.
+
+    Args:
+        case: the networks of one size, batch and mode.
+        row: the other, in which nothing is ever folded.
+    """
+    own = next((each["times_zoo"] for each in case if each["kind"] == UNFOLDED), "")
+    return float(row["times_zoo"]) / float(own) if own and row["times_zoo"] else None
 
 
 def memory_share(cell: Sequence[Row]) -> tuple[float, str] | None:
@@ -176,37 +188,47 @@ KINDS = {
 
 
 def model_table(rows: Sequence[Row]) -> str:
-    """The networks beside others, a line for each and its size; figures are of inference / training.
+    """The networks beside others, a line for each and its size; figures are of inference / training, of the largest
+    batches.
 
     Args:
         rows: of the part *model*, of one machine.
     """
     lines = [
-        "| network | size | published top-1 (%) | EfficientNet | its size | its top-1 (%) | "
+        "| network | size | batch | published top-1 (%) | EfficientNet | its size | its top-1 (%) | "
         "EfficientNet takes | ResNet-RS takes | on timm's layer | unfolded |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for (model, size), case in cells(rows, "model", "size").items():
         kinds = cells(case, "kind")
         rival = kinds.get(("efficientnet",), [{"network": "-", "network_size": "-"}])[0]
         tops = [_top1(model, size), _top1(rival["network"], rival["network_size"])]
-        timm = _modes(kinds.get(("timm layer",), kinds.get(("timm",), [])))
-        line = [f"`{model}`", size, tops[0], rival["network"], rival["network_size"], tops[1]]
+        timm = _modes(kinds.get(("timm layer",), [])) if ("timm",) not in kinds else _own(case, kinds[("timm",)])
+        batches = [str(max((int(row["batch"]) for row in case if row["mode"] == mode), default="-")) for mode in MODES]
+        line = [f"`{model}`", size, " / ".join(batches), tops[0], rival["network"], rival["network_size"], tops[1]]
         line += [_modes(kinds.get((kind,), [])) for kind in ("efficientnet", "resnet-rs")]
         unfolded = _modes(kinds.get((UNFOLDED,), [])).partition(" / ")[0]  # of inference alone
         lines.append(f"| {' | '.join([*line, timm, unfolded])} |")
-    batches = {mode: sorted({row["batch"] for row in rows if row["mode"] == mode}, key=int) for mode in MODEL_MODES}
-    told = " and ".join(f"{mode} {', '.join(found)}" for mode, found in batches.items() if found)
-    return "\n".join([*lines, "", f"Batches: {told}."])
+    return "\n".join(lines)
 
 
-MODEL_MODES = ("inference", TRAINING)
+MODES = ("inference", TRAINING)
+
+
+def _own(case: Sequence[Row], rows: Sequence[Row]) -> str:
+    """The ratio to timm's own network, and what it is in inference where nothing is folded."""
+    inference = [row for row in rows if row["mode"] == "inference"]
+    row = max(inference, key=lambda row: int(row["batch"]), default=None)
+    built = row and as_built(
+        [each for each in case if (each["mode"], each["batch"]) == (row["mode"], row["batch"])], row
+    )
+    return _modes(rows) + (f" ({built:.2f} as built)" if built else "")
 
 
 def _modes(rows: Sequence[Row]) -> str:
     """The ratio in inference / training, of the largest batch."""
     figures = []
-    for mode in MODEL_MODES:
+    for mode in MODES:
         of_mode = [row for row in rows if row["mode"] == mode]
         row = max(of_mode, key=lambda row: int(row["batch"]), default=None)
         figures.append("-" if row is None else f"{float(row['times_zoo']):.2f}" if row["times_zoo"] else row["status"])

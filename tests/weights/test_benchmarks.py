@@ -66,9 +66,16 @@ def test_the_networks_line():
         key | efficientnet | {"mode": "training", "batch": "2", "times_zoo": "", "status": "out of memory"},
     ]
     table = model_table(rows).splitlines()
-    expected = "| `lambdaresnet152` | 256 | 83.8 | efficientnet_b5 | 456 | 83.6 | 2.50 / out of memory | - | - | 1.25 |"
+    expected = "| `lambdaresnet152` | 256 | 4 / 2 | 83.8 | efficientnet_b5 | 456 | 83.6 | 2.50 / out of memory | - | - "
+    expected += "| 1.25 |"
     assert table[2] == expected
-    assert table[-1] == "Batches: inference 4 and training 2."
+    pair = key | {"model": "lambdaresnet26t", "mode": "inference"}
+    others = (("zoo", "8", "1"), ("zoo unfolded", "8", "1.25"), ("timm", "8", "1.5"), ("timm", "4", "1.4"))
+    rows = [
+        pair | {"kind": kind, "network": "a", "network_size": "256", "batch": batch, "times_zoo": times}
+        for kind, batch, times in others
+    ]
+    assert model_table(rows).splitlines()[2].endswith("| - | - | 1.50 / - (1.20 as built) | 1.25 |")
 
 
 def test_tables_of_no_results(monkeypatch, tmp_path):

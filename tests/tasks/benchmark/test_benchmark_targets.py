@@ -58,6 +58,19 @@ def test_one_missed_is_named(where, ratio, states):
     assert all(where.split()[0] in str(verdict) for verdict in missed)
 
 
+def test_what_is_not_folded_is_told_beside_and_decides_nothing():
+    rows = _grid()
+    first = next(row for row in rows if (row["size"], row["batch"], row["mode"]) == ("14", "8", "forward"))
+    rows.append(first | {"layer": "zoo unfolded", "times_zoo": "1.25"})
+    found = verdicts({"layer": rows}, cuda=False)
+    assert _states(found) == ["met"] * 4 and not found[1].aside
+    told = str(found[0]).splitlines()[-1].strip()
+    assert told == "with nothing folded 0 of 1; missed at 256,14,23 batch 8: 1.600 (attention)"
+    pair = [_pair("inference", 1.5), _pair("inference", 1.1) | {"kind": "zoo unfolded"}]
+    told = str(verdicts({"model": pair}, cuda=False)[0]).splitlines()[-1].strip()
+    assert told == "with nothing folded 1 of 1; least at lambdaresnet26t@256 batch 4: 1.364"
+
+
 def test_memory_is_held_against_the_leanest():
     rows = [row | {"peak_mib": "0.51"} if row["layer"] == "zoo" and row["batch"] == "8" else row for row in _grid()]
     memory = verdicts({"layer": rows}, cuda=False)[3]
