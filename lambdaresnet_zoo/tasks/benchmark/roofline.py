@@ -36,8 +36,9 @@ def run_flops(layer: nn.Module, shape: Shape, batch: int, mode: str, setting: Se
     """Floating-point operations of the matrix products and convolutions that one pass really runs.
 
     Counted by torch as they are dispatched, two for a multiply-add, so it is the count of the order of contraction
-    that the layer took, with what it computes again in the backward pass. A convolution counts its padding. What is
-    not a product (batch norm, softmax, copies) counts nothing, nor does a kernel that torch does not know.
+    that the layer took, with what it computes again in the backward pass. A convolution counts its padding, which it
+    may skip: its rate can seem to be above that of a product. What is not a product (batch norm, softmax, copies)
+    counts nothing, nor does a kernel that torch does not know.
     """
     x, gradient = _input(shape, batch, mode, setting)
     work = one_pass(layer, x, gradient, setting)
