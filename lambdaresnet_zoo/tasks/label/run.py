@@ -80,6 +80,9 @@ class UnlabelledImages(IndexedImages):
         """Its name within the data, as timm's reader has it."""
         name = self._name(int(self.indices[number]))
         root = str(getattr(getattr(self.dataset, "reader", None), "root", "") or "")
+        inside = os.path.join(root, "")
+        if root and name.startswith(inside):  # of a folder, however it was named
+            return name[len(inside) :]
         return os.path.relpath(name, root) if root and os.path.isabs(name) else name
 
     def _target(self, index: int, target: Any) -> int:

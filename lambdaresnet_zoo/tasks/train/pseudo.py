@@ -14,6 +14,8 @@ from ..validation_classes import plain_name
 
 __all__ = ["MixedImages", "PseudoLabels", "mixed_dataset", "read_pseudo_labels"]
 
+AGAIN = "label them again, with another --out"  # what is labelled in a folder stays
+
 
 class PseudoLabels:
     """Images with what a teacher made of them, as pairs to train on.
@@ -124,13 +126,9 @@ def read_pseudo_labels(path: str, classes: Sequence[str], data: str = "") -> Pse
     where = data or run["data"]
     images = open_images(where, run["dataset"], run["split"], run["input_key"])
     if len(images) != run["images"]:
-        raise UserError(f"{path} is of {run['images']} images, and {where} has {len(images)} now: label them again")
+        raise UserError(f"{path} is of {run['images']} images, and {where} has {len(images)} now: {AGAIN}")
     pseudo = PseudoLabels(labels, images, _places(path, run, classes))
-    last = len(pseudo) - 1
-    for number in sorted({0, last // 2, last}):
-        found = pseudo.images.path(number)
-        if found != labels.paths[number]:
-            raise UserError(f"{path} names '{labels.paths[number]}' where {where} has '{found}': label them again")
+    _check_names(path, pseudo, where)
     return pseudo
 
 
@@ -149,6 +147,16 @@ def mixed_dataset(labelled: Any, pseudo: PseudoLabels, ratio: float, seed: int) 
     if not 0 < ratio < float("inf"):
         raise UserError(f"--pseudo-ratio {ratio} is not a number above 0")
     return MixedImages(labelled, pseudo, ratio, seed)
+
+
+def _check_names(path: str, pseudo: PseudoLabels, where: str) -> None:
+    """Whether the images are where they were: all of a folder or tar, of other data, which is read for it, three."""
+    last = len(pseudo) - 1
+    known = hasattr(getattr(pseudo.images.dataset, "reader", None), "samples")
+    for number in range(len(pseudo)) if known else sorted({0, last // 2, last}):
+        found, name = pseudo.images.path(number), pseudo.labels.paths[number]
+        if found != name:
+            raise UserError(f"{path} names '{name}' where {where} has '{found}': {AGAIN}")
 
 
 def _places(path: str, run: dict[str, Any], classes: Sequence[str]) -> np.ndarray:
