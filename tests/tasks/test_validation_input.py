@@ -29,7 +29,7 @@ from validation_sets import (
 
 from lambdaresnet_zoo.errors import UserError
 from lambdaresnet_zoo.tasks import validation_report
-from lambdaresnet_zoo.tasks.validation_classes import Classes, check_real, identify, match_classes
+from lambdaresnet_zoo.tasks.validation_classes import Classes, check_real, identify, match_classes, places_of
 from lambdaresnet_zoo.tasks.validation_data import Source, open_source
 from lambdaresnet_zoo.tasks.validation_report import FIELDS, Results, reference, wilson
 from lambdaresnet_zoo.weights.cards import CIFAR10
@@ -235,6 +235,39 @@ def test_classes_in_another_order_are_found_by_name(command, tmp_path, rows):
     foreign = [f"breed {letter}" for letter in "abcdefghij"]
     status, out, _ = command(*base, write_parquet(tmp_path / "c", rows, foreign))
     assert status == 0 and any("only their number was compared" in line for line in out)
+
+
+@pytest.mark.parametrize(
+    ("known", "names", "problem"),
+    [
+        ("201", "012", "'0' is number 0 of the data and 1 of the model"),  # a class map gave the model's order
+        ("123", "123", ""),
+        ("123", "012", "'1' is number 1 of the data and 0 of the model"),
+        (("ant", "bee", "cat"), "012", ""),  # by position, as ImageNet's folders 0 to 999 of a model with words
+        (("ant", "bee", "cat"), "123", "do not run from 0 to 2"),
+        ((), "012", ""),
+        (("a", "1", "2"), "012", ""),  # numbers that --num-classes added
+        (("a_b", "a b", "c"), ("a_b", "a b", "c"), ""),
+        (("a b", "a_b", "c"), ("a_b", "a b", "c"), "'a_b' is number 0 of the data and 1 of the model"),
+        (("A_b", "c", "d"), ("a b", "C", "d"), ""),
+        (("c", "A_b", "d"), ("a b", "c", "d"), "'a b' is number 0 of the data and 1 of the model"),
+        (("a_b", "a b", "c"), ("A_B", "b", "c"), ""),  # either may be meant: only the number is compared
+    ],
+)
+def test_classes_are_compared_by_name_first(known, names, problem):
+    model = timm.create_model(NAME, num_classes=3)
+    model.pretrained_cfg = {"label_names": list(known) or None}
+    if problem:
+        with pytest.raises(UserError, match=problem):
+            match_classes(model, list(names))
+    else:
+        assert match_classes(model, list(names)).names == tuple(names)
+
+
+def test_no_two_names_have_one_place():
+    assert places_of(["a_b", "A b", "c"], ["a b", "c", "a_b"]) == [2, None, 1]
+    assert places_of(["a_b", "A b"], ["A B", "c"]) == [None, None]
+    assert places_of(["crane", "kite"], ["crane", "kite", "crane"]) == [None, 1]
 
 
 @pytest.fixture(scope="session")

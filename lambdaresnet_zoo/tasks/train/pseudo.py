@@ -10,7 +10,7 @@ from torch import Tensor
 from ...errors import UserError
 from ..label.files import Labels, read_labels
 from ..label.run import UnlabelledImages, open_images
-from ..validation_classes import plain_name
+from ..validation_classes import places_of
 
 __all__ = ["MixedImages", "PseudoLabels", "mixed_dataset", "read_pseudo_labels"]
 
@@ -160,14 +160,17 @@ def _check_names(path: str, pseudo: PseudoLabels, where: str) -> None:
 
 
 def _places(path: str, run: dict[str, Any], classes: Sequence[str]) -> np.ndarray:
-    """For each class of the teacher its place among the student's, by their names where both have them."""
+    """For each class of the teacher its place among the student's, by their names where both have them.
+
+    Of a teacher that has none, or knows none of a student's numbers, the classes are in the student's order.
+    """
     if run["num_classes"] != len(classes):
         raise UserError(f"{path} is of {run['num_classes']} classes, and the data has {len(classes)}")
-    if not run["classes"] or all(name.isdecimal() for name in classes):
+    places = places_of(run["classes"], classes)
+    if all(place is None for place in places) and (not run["classes"] or all(name.isdecimal() for name in classes)):
         return np.arange(len(classes))
-    places = {plain_name(name): place for place, name in enumerate(classes)}
-    missing = next((name for name in run["classes"] if plain_name(name) not in places), None)
-    if missing is not None:
+    if None in places:
+        missing = run["classes"][places.index(None)]
         few = ", ".join(classes[:3]) + (", ..." if len(classes) > 3 else "")
         raise UserError(f"{path} has the teacher's class '{missing}', and the data has {few}")
-    return np.array([places[plain_name(name)] for name in run["classes"]])
+    return np.array(places)

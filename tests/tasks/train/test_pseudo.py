@@ -86,6 +86,19 @@ def test_classes_are_matched_by_their_names(write):
         read_pseudo_labels(folder, CLASSES[:3])
 
 
+def test_classes_that_are_numbers_are_matched_by_their_names_too(write):
+    folder = str(write(classes=["2", "0", "1", "3"]))
+    torch.testing.assert_close(read_pseudo_labels(folder, list("0123")).target(0), torch.tensor([0.2, 0.1, 0.6, 0.1]))
+    with pytest.raises(UserError, match="has the teacher's class '0', and the data has 1, 2, 3"):
+        read_pseudo_labels(folder, list("1234"))
+
+
+def test_names_that_differ_only_in_spelling_are_classes_of_their_own(write):
+    classes = ["a_b", "c", "A b", "d"]
+    pseudo = read_pseudo_labels(str(write(Choice(hard=True), classes=classes)), sorted(classes))
+    assert [pseudo.target(number) for number in range(4)] == [sorted(classes).index(name) for name in classes]
+
+
 def test_an_image_that_is_to_be_repeated_is(write):
     pseudo = read_pseudo_labels(str(write(Choice(per_class=12, repeat=True, hard=True))), CLASSES)
     assert len(pseudo) == 48
