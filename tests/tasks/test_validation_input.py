@@ -1,10 +1,15 @@
 """`validate`: what stops it, what it leaves out, and how classes of data and model are matched."""
 
+import io
 import json
 import math
 import os
 import shutil
+import subprocess
+import sys
+import tarfile
 import threading
+from pathlib import Path
 
 import pyarrow
 import pyarrow.parquet
@@ -55,6 +60,59 @@ def rows():
 def damaged(rows, *numbers):
     """Cut the files of some pictures in half, so that their headers are still good."""
     return [(y, x[: len(x) // 2] if number in numbers else x) for number, (y, x) in enumerate(rows)]
+
+
+TIED = ("01", "1", "Cat", "cat", "dog")
+
+
+@pytest.mark.parametrize("kind", ["folder", "tar"])
+def test_classes_are_numbered_alike_in_every_process(tmp_path, rows, kind):
+    """Names that timm's order does not tell apart would stand as the hashes of the process have them."""
+    members = [(f"{name}/{number}.jpg", rows[number][1]) for number, name in enumerate(TIED)]
+    data = write_tar(tmp_path / "data.tar", members) if kind == "tar" else tmp_path / "data"
+    for name, content in members if kind == "folder" else ():
+        (data / name).parent.mkdir(parents=True)
+        (data / name).write_bytes(content)
+    code = f"""
+from lambdaresnet_zoo.tasks.validation_data import Source, open_source
+found = open_source(Source({str(data)!r}))
+reader = found.images.dataset.reader
+print(*found.classes, *sorted((int(reader.filename(n, basename=True)[0]), int(reader[n][1])) for n in range(5)))"""
+    told = []
+    for seed in "0", "3":
+        environment = os.environ | {"PYTHONHASHSEED": seed, "PYTHONPATH": str(Path(__file__).parents[2])}
+        told.append(subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True))
+    expected = " ".join([*TIED, *(str((number, number)) for number in range(5))])
+    assert [one.stdout.strip() for one in told] == [expected] * 2, told[0].stderr
+
+
+@pytest.mark.parametrize("kind", ["folder", "tar", "tars"])
+def test_every_image_is_of_a_class(validate, command, checkpoint, tmp_path, rows, kind):
+    data, picture = write(kind, tmp_path, rows), rows[0][1]
+
+    def add(name):
+        if kind == "folder":
+            (data / name).parent.mkdir(exist_ok=True)
+            (data / name).write_bytes(picture)
+        else:
+            with tarfile.open(data / "ant.tar" if kind == "tars" else data, "a") as tar:
+                info = tarfile.TarInfo(f"./{name}" if kind == "tar" else name)
+                info.size = len(picture)
+                tar.addfile(info, io.BytesIO(picture))
+
+    add("cover.jpg")
+    if kind == "tars":  # each is of a class
+        assert validate("--data", data)[0] == 0
+    else:
+        one_line(validate("--data", data), "cover.jpg: the image is in no class's folder; move it into one")
+        options = ("--checkpoint", checkpoint, "--data", data, "--out", tmp_path / "labels", *BASE)
+        assert command("label", "--teacher", NAME, *options)[0] == 0
+        data = write(kind, tmp_path / "again", rows)
+    add(".ipynb_checkpoints/1-checkpoint.jpg")
+    one_line(validate("--data", data), ".ipynb_checkpoints: the folder holds images, and is no class; remove it")
+    data = write(kind, tmp_path / "once more", rows)
+    add("__MACOSX/1.jpg")
+    one_line(validate("--data", data), "__MACOSX: the folder holds images, and is no class; remove it")
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -117,7 +117,8 @@ def open_images(data: str, dataset: str, split: str, input_key: str | None) -> A
         UserError: there is no such data, or it can only be read from start to end.
     """
     # Of parquet without labels, timm's reader would miss their column.
-    found = open_source(Source(data, dataset, split, input_key=input_key, target_key=input_key or "image"))
+    source = Source(data, dataset, split, input_key=input_key, target_key=input_key or "image")
+    found = open_source(source, labelled=False)
     if found.kind in STREAMS:
         raise UserError(
             f"{data or dataset} can only be read from start to end; label needs a folder, tar or parquet, "

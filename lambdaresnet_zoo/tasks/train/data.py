@@ -10,7 +10,7 @@ from typing import Any
 from timm.data.readers.class_map import load_class_map
 
 from ...errors import UserError
-from ..validation_data import STREAMS, Source, Validation, open_source, resolve_source
+from ..validation_data import STREAMS, Source, Validation, is_hidden, open_source, resolve_source
 from ..validation_images import IndexedImages
 from .options import TrainOptions
 from .samples import IndexedPairs, Pairs
@@ -194,7 +194,7 @@ def _names(options: TrainOptions, names: tuple[str, ...], targets: list[int] | N
 
 def _check_folders(root: Path) -> None:
     """Every folder of a class holds an image."""
-    for folder in sorted(child for child in root.iterdir() if child.is_dir() and not child.name.startswith(".")):
+    for folder in sorted(child for child in root.iterdir() if child.is_dir() and not is_hidden(child.name)):
         if not any(path.suffix.lower() in (".png", ".jpg", ".jpeg") for path in folder.rglob("*")):
             raise UserError(f"{folder}: the class '{folder.name}' has no image; add some, or remove the folder")
 

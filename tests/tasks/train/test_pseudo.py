@@ -183,7 +183,7 @@ def test_every_image_is_where_it_was(command, checkpoint, tmp_path, kind):
         members = [(name, rows[int(name[-7:-4])][1]) for name in names]
         members[2] = (f"{names[6][:-4]}5.jpg", members[2][1])
         write_tar(data, members)
-    with pytest.raises(UserError, match=f"names '{names[2]}' where .* has '{names[3]}': label them again, with another"):
+    with pytest.raises(UserError, match=f"names '{names[2]}' where .* has '{names[3]}': label them again"):
         read_pseudo_labels(folder, NAMES)
 
 

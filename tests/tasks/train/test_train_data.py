@@ -224,6 +224,20 @@ def test_a_class_without_image(train, tmp_path):
     assert not (tmp_path / "run" / "args.yaml").exists()
 
 
+def test_what_is_no_class_is_told(train, tmp_path):
+    write_images(tmp_path / "train", 12)
+    stray = tmp_path / "train" / "cover.png"
+    shutil.copy(tmp_path / "train" / "red" / "00.png", stray)
+    one_line(train("--output", tmp_path / "run", data=tmp_path), stray, "in no class's folder")
+    hidden = tmp_path / "train" / "red" / ".ipynb_checkpoints"
+    hidden.mkdir()
+    stray.rename(hidden / "00.png")
+    one_line(train("--output", tmp_path / "run", data=tmp_path), hidden, "is no class; remove it")
+    shutil.rmtree(hidden)
+    (tmp_path / "train" / "__MACOSX").mkdir()
+    assert train("--output", tmp_path / "run", "--epochs", 1, data=tmp_path)[0] == 0
+
+
 def test_a_class_of_the_features_without_image(train, coloured, tmp_path):
     data = write_form("parquet", coloured, tmp_path / "data")
     table = pyarrow.parquet.read_table(data / "train.parquet")
