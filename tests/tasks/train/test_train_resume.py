@@ -7,10 +7,10 @@ import pytest
 import torch
 from command import one_line
 from test_train_loop import after
-from train_runs import equal, tiny, weights
+from train_runs import equal, tiny, weights, write_images
 
 from lambdaresnet_zoo.errors import UserError
-from lambdaresnet_zoo.tasks.checkpoints import check_run
+from lambdaresnet_zoo.tasks.checkpoints import check_run, read_state, write_state
 from lambdaresnet_zoo.tasks.train.loop import Training
 from lambdaresnet_zoo.tasks.train.options import TrainOptions, read_args, resolve, write_args
 from lambdaresnet_zoo.tasks.train.records import is_better
@@ -96,6 +96,22 @@ def test_options_that_are_dropped_are_told(train, tmp_path, begun, part):
     options = ("--epochs", 1, "--val-fraction", 0, "--output")
     assert train(*options, tmp_path / "begun", *begun)[0] == 0
     one_line(train(*options, tmp_path / "other", "--resume", tmp_path / "begun" / "last.pt"), part)
+
+
+def test_classes_of_other_names_are_told(train, tmp_path, stop):
+    """As many, but each stands for another one's images."""
+    data = write_images(tmp_path / "train", 12).parent
+    options = ("--val-fraction", 0, "--output", tmp_path / "run")
+    stop(5)
+    assert train(*options, data=data)[0] == 0
+    (data / "train" / "blue").rename(data / "train" / "violet")
+    one_line(train(*options, "--resume", data=data), "number 0 is 'blue' there, 'green' here; name the classes as")
+    path = tmp_path / "run" / "last.pt"
+    state = read_state(path)
+    del state["class_names"], state["restore_lr"]  # as the version before wrote it
+    write_state(path, state)
+    (data / "train" / "violet").rename(data / "train" / "blue")
+    assert train(*options, "--resume", data=data)[0] == 0
 
 
 def test_another_batch_is_told_with_what_to_do(train, tmp_path):
