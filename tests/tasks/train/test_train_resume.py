@@ -6,6 +6,7 @@ import signal
 import pytest
 import torch
 from command import one_line
+from filelock import FileLock, Timeout
 from test_train_loop import after
 from train_runs import equal, tiny, weights, write_images
 
@@ -133,6 +134,44 @@ def test_a_run_goes_on_as_its_folder_says(command, train, coloured, tmp_path, st
     again = resolve({"resume": "", "output": options.output, "warmup_epochs": float(options.warmup_epochs)})
     assert again.identity() == options.identity()
     assert TrainOptions(model="m", model_kwargs={"size": (3,)}).identity() != options.identity()
+
+
+def test_two_runs_do_not_share_a_folder(train, tmp_path, monkeypatch):
+    from lambdaresnet_zoo.tasks.train import run
+
+    monkeypatch.setattr(run, "LOCKED", 0.1)
+    name, told = tmp_path / ".last.pt.lock", f"{tmp_path} holds a run that is still going on; wait, or give another"
+    held = []
+
+    def other(self):
+        lock = FileLock(name)
+        with pytest.raises(Timeout):
+            lock.acquire(timeout=0.1)
+        held.append((tmp_path / "args.yaml").read_text())
+
+    with FileLock(name):  # of one that has not come to its first checkpoint
+        one_line(train("--output", tmp_path, "--seed", 2), told)
+        assert not (tmp_path / "args.yaml").exists()
+    after(monkeypatch, 2, other)
+    assert train("--output", tmp_path, "--seed", 1)[0] == 0
+    assert len(held) == 1 and "seed: 1\n" in held[0]
+    with FileLock(name, timeout=0.1):
+        one_line(train("--output", tmp_path, "--seed", 1, "--resume"), told)
+        assert train("--output", tmp_path, "--dry-run")[0] == 0
+
+
+def test_a_run_that_ended_meanwhile_is_not_overwritten(train, tmp_path, monkeypatch):
+    from lambdaresnet_zoo.tasks.train import run
+
+    real = run.open_data
+
+    def late(*arguments):
+        (tmp_path / "last.pt").write_bytes(b"")
+        return real(*arguments)
+
+    monkeypatch.setattr(run, "open_data", late)
+    one_line(train("--output", tmp_path), "holds a run; continue it with --resume")
+    assert not (tmp_path / "args.yaml").exists()
 
 
 def test_a_folder_without_a_run_is_told(command, tmp_path):
