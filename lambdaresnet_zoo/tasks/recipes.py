@@ -48,8 +48,11 @@ def _kinds() -> dict[str, tuple[type, bool]]:
 
 KINDS: dict[str, tuple[type, bool]] = _kinds()
 """Of each option that a recipe may set: its type, and whether it is a list of such."""
+EMPTY = {name: getattr(TrainOptions(), name) for name in KINDS if getattr(TrainOptions(), name) in (None, "", [])}
+"""What stands for none, in the options that may be none."""
 
 WORDS: dict[str, bool] = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+TOLD = {int: "a whole number", float: "a number", bool: "true or false", str: "a word"}
 NOTHING = ("", "none", "null", "~")
 
 
@@ -204,7 +207,11 @@ def _typed(key: str, value: Any, where: str) -> Any:
         raise UserError(f"{where}: no option '{key}'{hint}")
     kind, several = KINDS[key]
     if value is None or (isinstance(value, str) and value.lower() in NOTHING):
-        return None
+        if key == "sched":  # where it is a word
+            return "none"
+        if key not in EMPTY:
+            raise UserError(f"{where}: {key} cannot be none; give {TOLD[KINDS[key][0]]}, or leave it out")
+        return EMPTY[key]
     if not several:
         return _convert(key, kind, value, where)
     values = value.strip("[]()").split(",") if isinstance(value, str) else value
@@ -214,8 +221,7 @@ def _typed(key: str, value: Any, where: str) -> Any:
 
 
 def _convert(key: str, kind: type, value: Any, where: str) -> Any:
-    told = {int: "a whole number", float: "a number", bool: "true or false", str: "a word"}[kind]
-    wrong = UserError(f"{where}: {key} is {told}, and '{value}' is not")
+    wrong = UserError(f"{where}: {key} is {TOLD[kind]}, and '{value}' is not")
     if kind is bool:
         if isinstance(value, str):
             value = WORDS.get(value.lower())

@@ -1,6 +1,7 @@
 """Whether the classes of the data are those of the model, and which known data set they are of."""
 
 import pkgutil
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -15,7 +16,7 @@ from ..errors import UserError, first_line
 from ..models.lambdaresnet_small import CIFAR10_CLASSES
 
 __all__ = [
-    *("Classes", "check_real", "identify", "known_classes", "match_classes", "plain_name"),
+    *("Classes", "check_real", "identify", "known_classes", "match_classes", "places_of"),
     *("read_real_labels", "read_valid_labels"),
 ]
 
@@ -42,9 +43,9 @@ class Classes:
 def match_classes(model: nn.Module, names: Sequence[str], valid: Sequence[int] = (), mapped: bool = False) -> Classes:
     """Match the classes of data to a model's.
 
-    Names that the model knows (its ``label_names``, or ImageNet's synsets for 1000 classes) must stand where
-    the model has them; numbers must run from 0; of other names only the count can be compared. The classes of
-    ImageNet-A and -R are compared among themselves, as their published figures are.
+    Names that the model knows (its ``label_names``, or ImageNet's synsets for 1000 classes), numbers too, must stand
+    where the model has them; other numbers must run from 0; of other names only the count can be compared. The classes
+    of ImageNet-A and -R are compared among themselves, as their published figures are.
 
     Args:
         model: timm's.
@@ -68,28 +69,26 @@ def match_classes(model: nn.Module, names: Sequence[str], valid: Sequence[int] =
         outputs = tuple(_synsets().index(name) for name in names)
         note = f"{subset}: compared among its {len(names)} classes, as its published figures are"
         return Classes(len(names), outputs, subset, tuple(names), note)
-    _check(names, known, size)
+    places = places_of(names, known)
+    _check(names, places, size)
     note = ""
-    if known and not names[0].isdecimal() and not set(map(plain_name, names)) & set(map(plain_name, known)):
+    if known and not names[0].isdecimal() and not any(place is not None for place in places):
         note = f"the model does not know the names of the classes ('{names[0]}', ...): only their number was compared"
     return Classes(size, (), _dataset_of(names), tuple(names), note)
 
 
-def _check(names: Sequence[str], known: Sequence[str], size: int) -> None:
+def _check(names: Sequence[str], places: Sequence[int | None], size: int) -> None:
     if len(names) != size:
         raise UserError(f"the data has {len(names)} classes ({_few(names)}) and the model {size}; to map them, {MAP}")
-    if all(name.isdecimal() for name in names):
-        if [int(name) for name in names] != list(range(size)):
-            raise UserError(f"the data's classes are numbers that do not run from 0 to {size - 1}; to map them, {MAP}")
-        return
-    places = {plain_name(name): index for index, name in enumerate(known)}
-    for index, name in enumerate(names):
-        place = places.get(plain_name(name), index)
-        if place != index:
+    for index, (name, place) in enumerate(zip(names, places, strict=True)):
+        if place not in (None, index):
             raise UserError(
                 f"the classes are in another order: '{name}' is number {index} of the data and {place} of the model; "
                 f"to map them, {MAP}"
             )
+    numbers = None in places and all(name.isdecimal() for name in names)
+    if numbers and [int(name) for name in names] != list(range(size)):
+        raise UserError(f"the data's classes are numbers that do not run from 0 to {size - 1}; to map them, {MAP}")
 
 
 def known_classes(model: nn.Module) -> list[str]:
@@ -103,7 +102,26 @@ def known_classes(model: nn.Module) -> list[str]:
     return _synsets() if size == 1000 else []
 
 
-def plain_name(name: str) -> str:
+def places_of(names: Sequence[str], known: Sequence[str]) -> list[int | None]:
+    """Of each name its place among those known, None where it is not there; no two have the same place.
+
+    It is that of the very name, or else of the only one that case and underscores alone tell from it.
+    """
+    exact, plain = _places(known), _places([_plain(name) for name in known])
+    alone = Counter(map(_plain, names))
+    return [
+        exact[name] if name in exact else plain.get(_plain(name)) if alone[_plain(name)] == 1 else None
+        for name in names
+    ]
+
+
+def _places(names: Sequence[str]) -> dict[str, int]:
+    """The place of each name that is there once."""
+    counts = Counter(names)
+    return {name: place for place, name in enumerate(names) if counts[name] == 1}
+
+
+def _plain(name: str) -> str:
     """A name of a class without what spellings differ in: case and underscores."""
     return name.strip().casefold().replace("_", " ")
 
@@ -128,7 +146,7 @@ def _imagenet_subset(names: Sequence[str]) -> str:
 def _dataset_of(names: Sequence[str]) -> str:
     if len(names) == 1000 and list(names) in (_synsets(), ImageNetInfo().label_descriptions()):
         return "imagenet-1k"
-    if tuple(map(plain_name, names)) == CIFAR10_CLASSES:
+    if tuple(map(_plain, names)) == CIFAR10_CLASSES:
         return "cifar10"
     return "numbered-1k" if len(names) == 1000 and all(name.isdecimal() for name in names) else ""
 
@@ -145,7 +163,7 @@ def identify(classes: Classes, count: int, real: bool = False) -> str:
         return classes.dataset
     if (classes.count, count) == (1000, REAL_IMAGES):  # under other names of its classes
         return "imagenet-1k"
-    own = tuple(map(plain_name, classes.names)) == CIFAR10_CLASSES
+    own = tuple(map(_plain, classes.names)) == CIFAR10_CLASSES
     return "cifar10" if own and count in CIFAR10_IMAGES else ""
 
 

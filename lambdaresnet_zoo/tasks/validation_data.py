@@ -2,8 +2,10 @@
 
 import json
 import logging
+import os
 import re
 import tarfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,11 +15,12 @@ from timm.data import ImageDataset, IterableImageDataset, create_dataset
 from timm.data.readers.class_map import load_class_map
 from timm.data.readers.reader_image_folder import ReaderImageFolder
 from timm.data.readers.reader_image_in_tar import ReaderImageInTar
+from timm.utils.misc import natural_key
 
 from ..errors import UserError, first_line
 from .validation_images import IndexedImages, StreamedImages
 
-__all__ = ["STREAMS", "Source", "Validation", "open_source", "resolve_source"]
+__all__ = ["STREAMS", "Source", "Validation", "is_hidden", "open_source", "resolve_source"]
 
 VALIDATION = ("validation", "val", "valid", "eval", "evaluation")
 SPLITS = (*VALIDATION, "test")  # what is looked for, in this order
@@ -68,7 +71,12 @@ def resolve_source(source: Source, training: bool = False) -> tuple[str, str, st
 
 
 def open_source(
-    source: Source, process: int = 0, processes: int = 1, named: bool = False, training: bool = False
+    source: Source,
+    process: int = 0,
+    processes: int = 1,
+    named: bool = False,
+    training: bool = False,
+    labelled: bool = True,
 ) -> Validation:
     """Open data through timm's readers.
 
@@ -78,16 +86,17 @@ def open_source(
         processes: that share the images.
         named: whether every image's file name is wanted.
         training: whether the split for training is meant where none is named.
+        labelled: whether the images are to have classes.
 
     Raises:
-        UserError: there is no such data, no image in it, or a package to read it is missing.
+        UserError: there is no such data, no image in it, one that is of no class, or a package to read it is missing.
     """
     name, root, split = resolve_source(source, training)
     kind = name.partition("/")[0].lower()
     try:
         if kind in ("hfds", "hfids"):
             _quiet()
-        dataset = _open(source, kind, name, root, split)
+        dataset = _open(source, kind, name, root, split, labelled)
     except ImportError as error:
         package = "webdataset" if kind == "wds" else "datasets"
         raise UserError(f'{source.data or name} needs {package}: pip install "lambdaresnet-zoo[data]"') from error
@@ -106,13 +115,13 @@ def open_source(
     return Validation(IndexedImages(dataset, process, processes, named), kind, split, classes, len(dataset))
 
 
-def _open(source: Source, kind: str, name: str, root: str, split: str) -> Any:
+def _open(source: Source, kind: str, name: str, root: str, split: str, labelled: bool) -> Any:
     if source.class_map and not Path(source.class_map).is_file():
         raise UserError(f"--class-map {source.class_map}: no such file; give a .txt with a class name a line")
     if source.class_map and kind == "torch":  # timm would ignore it
         raise UserError(f"--class-map does not go with --dataset {name}: give its folder with --data")
     if kind in ("folder", "tar", "tars"):
-        return ImageDataset(root, reader=_labelled(source, kind, root, split))
+        return ImageDataset(root, reader=_labelled(source, kind, root, split, labelled))
     if kind == "wds":
         import webdataset  # noqa: F401  timm's reader says how to install an old one
     return create_dataset(
@@ -126,11 +135,16 @@ def _open(source: Source, kind: str, name: str, root: str, split: str) -> Any:
     )
 
 
-def _labelled(source: Source, kind: str, root: str, split: str) -> Any:
-    """Open a folder or tars with timm's reader; given a class map, it would leave out images of other classes."""
+def _labelled(source: Source, kind: str, root: str, split: str, checked: bool) -> Any:
+    """Open a folder or tars with timm's reader, and number the classes.
+
+    Given a class map, timm would leave out images of other classes; without one it sorts a set, and names that tie, as
+    Cat and cat or 1 and 01, would come in another order in every process.
+    """
     if kind == "folder":
         reader = ReaderImageFolder(root, input_key=source.input_key)
         targets, names = [target for _, target in reader.samples], list(reader.class_to_idx)
+        paths = [path[len(os.path.join(root, "")) :] for path, _ in reader.samples]
     else:
         reader = ReaderImageInTar(root)
         if kind == "tars" and split:  # of some tars of the folder
@@ -138,7 +152,11 @@ def _labelled(source: Source, kind: str, root: str, split: str) -> Any:
             reader.samples, reader.targets = reader.samples[keep], reader.targets[keep]
         used, places = np.unique(reader.targets, return_inverse=True)
         targets, names = places.tolist(), [reader.class_idx_to_name[number] for number in used]
-    numbers = {name: number for number, name in enumerate(names)}
+        paths = [os.path.join((parent or "").removesuffix(".tar"), info.path) for info, parent, _ in reader.samples]
+    if checked:
+        _check_folders(root, paths)
+    order = sorted(names, key=lambda name: (natural_key(name), name))
+    numbers = {name: number for number, name in enumerate(order)}
     if source.class_map:
         numbers = load_class_map(source.class_map)
         missing = next((name for name in names if name not in numbers), None)
@@ -154,6 +172,22 @@ def _labelled(source: Source, kind: str, root: str, split: str) -> Any:
         reader.targets, reader.class_name_to_idx = targets, numbers
         reader.class_idx_to_name = {number: name for name, number in numbers.items()}
     return reader
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a folder is what a system or a program keeps beside a user's own: .ipynb_checkpoints, __MACOSX."""
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def _check_folders(root: str, paths: Iterable[str]) -> None:
+    """Whether every image, by its path within the data, is in the folder of a class."""
+    found = {os.path.dirname(path): path for path in paths}
+    for folder, path in found.items():
+        *_, last = parts = folder.split("/")
+        if last in ("", "."):  # timm would call the class so
+            raise UserError(f"{os.path.join(root, path)}: the image is in no class's folder; move it into one, or away")
+        if any(is_hidden(part) for part in parts if part.strip(".")):
+            raise UserError(f"{os.path.join(root, folder)}: the folder holds images, and is no class; remove it")
 
 
 def _resolve(source: Source, wanted: tuple[str, ...]) -> tuple[str, str, str]:

@@ -17,6 +17,7 @@ from validation_sets import NAMES, pictures, write, write_folder
 
 from lambdaresnet_zoo.tasks.label import run as label_run
 from lambdaresnet_zoo.tasks.label.files import Choice, LabelStore, choose, read_labels
+from lambdaresnet_zoo.tasks.train.pseudo import read_pseudo_labels
 from lambdaresnet_zoo.weights.files import read_rows
 
 NAME = "test_lambdaresnet"
@@ -187,6 +188,19 @@ def test_killed_at_any_moment_it_goes_on(label, images, checkpoint, tmp_path):
         assert pyarrow.parquet.read_table(path).num_rows == 32
     assert label("--batch-size", 1)[0] == 0
     assert read_labels(tmp_path / "out").indices.tolist() == list(range(COUNT))
+
+
+@pytest.mark.parametrize("kind", ["folder", "tar"])
+def test_data_may_be_named_from_where_one_is(label, tmp_path, monkeypatch, kind):
+    """The names of its images are those within it, whatever it was called, and training finds them again."""
+    data = write(kind, tmp_path / "data", list(pictures(40)))
+    monkeypatch.chdir(tmp_path)
+    assert label(data=f"data/{data.name}")[0] == 0
+    assert label(data=data, out=tmp_path / "absolute")[0] == 0
+    found = list(read_labels(tmp_path / "out").paths)
+    assert found == list(read_labels(tmp_path / "absolute").paths) and min(found) == "ant/000.jpg"
+    monkeypatch.chdir(tmp_path / "data")
+    assert len(read_pseudo_labels(str(tmp_path / "out"), NAMES)) == 40
 
 
 @pytest.mark.parametrize("kind", ["tar", "parquet"])

@@ -142,6 +142,11 @@ def test_values_are_set_by_their_types():
         ("epochs=1.5", "epochs is a whole number, and '1.5' is not"),
         ("amp=2", "amp is true or false, and '2' is not"),
         ("scale=0.1,big", "scale is a number, and 'big' is not"),
+        ("smoothing=none", "--set smoothing=none: smoothing cannot be none; give a number, or leave it out"),
+        ("hflip=", "--set hflip=: hflip cannot be none"),
+        ("amp=null", "amp cannot be none; give true or false"),
+        ("opt=none", "opt cannot be none; give a word"),
+        ("decay_milestones=~", "decay_milestones cannot be none; give a whole number"),
         ("lr", "--set lr: not KEY=VALUE"),
         ("=3", "--set =3: not KEY=VALUE"),
     ],
@@ -150,6 +155,12 @@ def test_a_wrong_assignment_is_one_line(assignment, message):
     with pytest.raises(UserError) as error:
         apply_set({}, [assignment])
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_what_may_be_none_is():
+    options = resolve({}, ["sched=none", "freeze=none", "gp=none", "aa=none", "layer_decay=none", "crop_mode="])
+    assert (options.sched, options.freeze, options.gp, options.aa) == ("none", [], "", None)
+    assert options.layer_decay is None and options.crop_mode == ""
 
 
 def test_a_run_is_a_recipe_for_another_one(tmp_path):

@@ -1,10 +1,15 @@
 """`validate`: what stops it, what it leaves out, and how classes of data and model are matched."""
 
+import io
 import json
 import math
 import os
 import shutil
+import subprocess
+import sys
+import tarfile
 import threading
+from pathlib import Path
 
 import pyarrow
 import pyarrow.parquet
@@ -29,7 +34,7 @@ from validation_sets import (
 
 from lambdaresnet_zoo.errors import UserError
 from lambdaresnet_zoo.tasks import validation_report
-from lambdaresnet_zoo.tasks.validation_classes import Classes, check_real, identify, match_classes
+from lambdaresnet_zoo.tasks.validation_classes import Classes, check_real, identify, match_classes, places_of
 from lambdaresnet_zoo.tasks.validation_data import Source, open_source
 from lambdaresnet_zoo.tasks.validation_report import FIELDS, Results, reference, wilson
 from lambdaresnet_zoo.weights.cards import CIFAR10
@@ -55,6 +60,59 @@ def rows():
 def damaged(rows, *numbers):
     """Cut the files of some pictures in half, so that their headers are still good."""
     return [(y, x[: len(x) // 2] if number in numbers else x) for number, (y, x) in enumerate(rows)]
+
+
+TIED = ("01", "1", "Cat", "cat", "dog")
+
+
+@pytest.mark.parametrize("kind", ["folder", "tar"])
+def test_classes_are_numbered_alike_in_every_process(tmp_path, rows, kind):
+    """Names that timm's order does not tell apart would stand as the hashes of the process have them."""
+    members = [(f"{name}/{number}.jpg", rows[number][1]) for number, name in enumerate(TIED)]
+    data = write_tar(tmp_path / "data.tar", members) if kind == "tar" else tmp_path / "data"
+    for name, content in members if kind == "folder" else ():
+        (data / name).parent.mkdir(parents=True)
+        (data / name).write_bytes(content)
+    code = f"""
+from lambdaresnet_zoo.tasks.validation_data import Source, open_source
+found = open_source(Source({str(data)!r}))
+reader = found.images.dataset.reader
+print(*found.classes, *sorted((int(reader.filename(n, basename=True)[0]), int(reader[n][1])) for n in range(5)))"""
+    told = []
+    for seed in "0", "3":
+        environment = os.environ | {"PYTHONHASHSEED": seed, "PYTHONPATH": str(Path(__file__).parents[2])}
+        told.append(subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True))
+    expected = " ".join([*TIED, *(str((number, number)) for number in range(5))])
+    assert [one.stdout.strip() for one in told] == [expected] * 2, told[0].stderr
+
+
+@pytest.mark.parametrize("kind", ["folder", "tar", "tars"])
+def test_every_image_is_of_a_class(validate, command, checkpoint, tmp_path, rows, kind):
+    data, picture = write(kind, tmp_path, rows), rows[0][1]
+
+    def add(name):
+        if kind == "folder":
+            (data / name).parent.mkdir(exist_ok=True)
+            (data / name).write_bytes(picture)
+        else:
+            with tarfile.open(data / "ant.tar" if kind == "tars" else data, "a") as tar:
+                info = tarfile.TarInfo(f"./{name}" if kind == "tar" else name)
+                info.size = len(picture)
+                tar.addfile(info, io.BytesIO(picture))
+
+    add("cover.jpg")
+    if kind == "tars":  # each is of a class
+        assert validate("--data", data)[0] == 0
+    else:
+        one_line(validate("--data", data), "cover.jpg: the image is in no class's folder; move it into one")
+        options = ("--checkpoint", checkpoint, "--data", data, "--out", tmp_path / "labels", *BASE)
+        assert command("label", "--teacher", NAME, *options)[0] == 0
+        data = write(kind, tmp_path / "again", rows)
+    add(".ipynb_checkpoints/1-checkpoint.jpg")
+    one_line(validate("--data", data), ".ipynb_checkpoints: the folder holds images, and is no class; remove it")
+    data = write(kind, tmp_path / "once more", rows)
+    add("__MACOSX/1.jpg")
+    one_line(validate("--data", data), "__MACOSX: the folder holds images, and is no class; remove it")
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -235,6 +293,39 @@ def test_classes_in_another_order_are_found_by_name(command, tmp_path, rows):
     foreign = [f"breed {letter}" for letter in "abcdefghij"]
     status, out, _ = command(*base, write_parquet(tmp_path / "c", rows, foreign))
     assert status == 0 and any("only their number was compared" in line for line in out)
+
+
+@pytest.mark.parametrize(
+    ("known", "names", "problem"),
+    [
+        ("201", "012", "'0' is number 0 of the data and 1 of the model"),  # a class map gave the model's order
+        ("123", "123", ""),
+        ("123", "012", "'1' is number 1 of the data and 0 of the model"),
+        (("ant", "bee", "cat"), "012", ""),  # by position, as ImageNet's folders 0 to 999 of a model with words
+        (("ant", "bee", "cat"), "123", "do not run from 0 to 2"),
+        ((), "012", ""),
+        (("a", "1", "2"), "012", ""),  # numbers that --num-classes added
+        (("a_b", "a b", "c"), ("a_b", "a b", "c"), ""),
+        (("a b", "a_b", "c"), ("a_b", "a b", "c"), "'a_b' is number 0 of the data and 1 of the model"),
+        (("A_b", "c", "d"), ("a b", "C", "d"), ""),
+        (("c", "A_b", "d"), ("a b", "c", "d"), "'a b' is number 0 of the data and 1 of the model"),
+        (("a_b", "a b", "c"), ("A_B", "b", "c"), ""),  # either may be meant: only the number is compared
+    ],
+)
+def test_classes_are_compared_by_name_first(known, names, problem):
+    model = timm.create_model(NAME, num_classes=3)
+    model.pretrained_cfg = {"label_names": list(known) or None}
+    if problem:
+        with pytest.raises(UserError, match=problem):
+            match_classes(model, list(names))
+    else:
+        assert match_classes(model, list(names)).names == tuple(names)
+
+
+def test_no_two_names_have_one_place():
+    assert places_of(["a_b", "A b", "c"], ["a b", "c", "a_b"]) == [2, None, 1]
+    assert places_of(["a_b", "A b"], ["A B", "c"]) == [None, None]
+    assert places_of(["crane", "kite"], ["crane", "kite", "crane"]) == [None, 1]
 
 
 @pytest.fixture(scope="session")

@@ -80,6 +80,9 @@ class UnlabelledImages(IndexedImages):
         """Its name within the data, as timm's reader has it."""
         name = self._name(int(self.indices[number]))
         root = str(getattr(getattr(self.dataset, "reader", None), "root", "") or "")
+        inside = os.path.join(root, "")
+        if root and name.startswith(inside):  # of a folder, however it was named
+            return name[len(inside) :]
         return os.path.relpath(name, root) if root and os.path.isabs(name) else name
 
     def _target(self, index: int, target: Any) -> int:
@@ -114,7 +117,8 @@ def open_images(data: str, dataset: str, split: str, input_key: str | None) -> A
         UserError: there is no such data, or it can only be read from start to end.
     """
     # Of parquet without labels, timm's reader would miss their column.
-    found = open_source(Source(data, dataset, split, input_key=input_key, target_key=input_key or "image"))
+    source = Source(data, dataset, split, input_key=input_key, target_key=input_key or "image")
+    found = open_source(source, labelled=False)
     if found.kind in STREAMS:
         raise UserError(
             f"{data or dataset} can only be read from start to end; label needs a folder, tar or parquet, "

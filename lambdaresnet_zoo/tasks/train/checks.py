@@ -7,7 +7,7 @@ from typing import Any
 from ...errors import UserError
 from ..images import image_problems, tell_problems
 from ..processes import gather, together
-from .data import TrainData
+from .data import TrainData, check_left
 from .options import TrainOptions
 from .samples import IndexedPairs
 
@@ -22,7 +22,7 @@ def check_images(data: TrainData, options: TrainOptions, process: int, processes
     Those to evaluate on are left out and counted by the evaluation itself.
 
     Raises:
-        UserError: one cannot be decoded, and not ``skip_bad``; the message names it.
+        UserError: one cannot be decoded, and not ``skip_bad``; the message names it. A class is left without any.
     """
     few = data.count <= FEW
     if not isinstance(data.images, IndexedPairs) or not (few if options.check_images is None else options.check_images):
@@ -36,6 +36,8 @@ def check_images(data: TrainData, options: TrainOptions, process: int, processes
     data.count = len(data.images)
     if not data.count:
         raise UserError(f"{data.name}: no image can be decoded")
+    if wrong:
+        together(lambda: check_left(data))
     if data.validation is not None and isinstance(data.validation.images, IndexedPairs) and not options.skip_bad:
         images = data.validation.images
         found = gather(together(lambda: _problems(images, range(len(images)), False)))

@@ -10,12 +10,12 @@ from typing import Any
 from timm.data.readers.class_map import load_class_map
 
 from ...errors import UserError
-from ..validation_data import STREAMS, Source, Validation, open_source, resolve_source
+from ..validation_data import STREAMS, Source, Validation, is_hidden, open_source, resolve_source
 from ..validation_images import IndexedImages
 from .options import TrainOptions
 from .samples import IndexedPairs, Pairs
 
-__all__ = ["TrainData", "add_pseudo_labels", "open_data"]
+__all__ = ["TrainData", "add_pseudo_labels", "check_left", "open_data"]
 
 HELD_OUT = 0.1
 
@@ -77,8 +77,9 @@ def open_data(options: TrainOptions, process: int = 0, processes: int = 1) -> Tr
             validation = _open_validation(options, other, classes, process, processes)
         elif targets is not None:
             indices, kept = _hold_out(targets, options.val_fraction or HELD_OUT)
-            images = IndexedPairs(dataset, kept, None, process, processes)
-            validation, held_out = Validation(images, found.kind, found.split, classes, len(kept)), True
+            if kept:  # none where each class has one image
+                images = IndexedPairs(dataset, kept, None, process, processes)
+                validation, held_out = Validation(images, found.kind, found.split, classes, len(kept)), True
     pairs = IndexedPairs(dataset, indices)
     return TrainData(name, found.kind, classes, pairs, None, len(pairs), validation, held_out)
 
@@ -165,6 +166,19 @@ def add_pseudo_labels(data: TrainData, options: TrainOptions) -> None:
     data.count = len(mixed)
 
 
+def check_left(data: TrainData) -> None:
+    """Check that every class has an image after some were left out.
+
+    Raises:
+        UserError: one has none.
+    """
+    assert isinstance(data.images, IndexedPairs)
+    targets = _targets(data.images.dataset)
+    if targets is not None:
+        left = [targets[index] for index in data.images.indices]
+        _check_targets(f"{data.name}, without damaged images", data.classes, left)
+
+
 def _targets(dataset: Any) -> list[int] | None:
     """The class of every image, where it is known without reading them."""
     reader: Any = getattr(dataset, "reader", None)
@@ -194,7 +208,7 @@ def _names(options: TrainOptions, names: tuple[str, ...], targets: list[int] | N
 
 def _check_folders(root: Path) -> None:
     """Every folder of a class holds an image."""
-    for folder in sorted(child for child in root.iterdir() if child.is_dir() and not child.name.startswith(".")):
+    for folder in sorted(child for child in root.iterdir() if child.is_dir() and not is_hidden(child.name)):
         if not any(path.suffix.lower() in (".png", ".jpg", ".jpeg") for path in folder.rglob("*")):
             raise UserError(f"{folder}: the class '{folder.name}' has no image; add some, or remove the folder")
 
@@ -205,9 +219,10 @@ def _check_labels(name: str, targets: list[int] | None) -> None:
 
 
 def _check_targets(name: str, classes: tuple[str, ...], targets: list[int] | None) -> None:
-    if len(classes) == 1 or (targets is not None and len(set(targets)) == 1):
-        raise UserError(f"{name} has only one class ('{classes[0]}'); a classifier needs at least 2")
     _check_labels(name, targets)
+    if len(classes) == 1 or (targets is not None and len(set(targets)) == 1):
+        only = classes[targets[0] if targets and targets[0] < len(classes) else 0]
+        raise UserError(f"{name} has only one class ('{only}'); a classifier needs at least 2")
     if targets is None:
         return
     if max(targets) >= len(classes):

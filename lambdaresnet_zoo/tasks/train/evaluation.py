@@ -1,5 +1,6 @@
 """Evaluation within a run, by the code of `validate`."""
 
+import math
 import signal
 from collections.abc import Mapping
 from types import FrameType
@@ -76,10 +77,11 @@ def evaluate(
 
 
 def figures(found: Measurement) -> dict[str, float]:
-    """A row of figures, in percent, by the names of the run's csv."""
-    count = max(1, found.count)
+    """A row of figures, in percent, by the names of the run's csv; NaN, which is never the best, of no image."""
+    if not found.count:
+        return dict.fromkeys(("eval_loss", "eval_top1", "eval_top5"), math.nan)
     return {
         "eval_loss": found.loss,
-        "eval_top1": 100 * found.top1 / count,
-        "eval_top5": 100 * found.top5 / count,
+        "eval_top1": 100 * found.top1 / found.count,
+        "eval_top5": 100 * found.top5 / found.count,
     }

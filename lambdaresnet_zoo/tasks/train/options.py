@@ -260,10 +260,7 @@ def resolve(given: Mapping[str, Any], assignments: list[str] | None = None) -> T
     unknown = [name for name in base if name not in known]
     if unknown:
         raise UserError(f"'{unknown[0]}' is no option of train; see lambdaresnet-zoo train --help")
-    # An explicit None of a recipe is the default where that is no None.
-    defaults = TrainOptions()
-    values = {name: getattr(defaults, name) if value is None else value for name, value in base.items()}
-    return replace(defaults, **values, sources={key: value for key, value in sources.items() if key != "resume"})
+    return replace(TrainOptions(), **base, sources={key: value for key, value in sources.items() if key != "resume"})
 
 
 def write_args(folder: Path, options: TrainOptions) -> None:

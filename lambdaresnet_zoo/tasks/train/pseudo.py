@@ -10,9 +10,11 @@ from torch import Tensor
 from ...errors import UserError
 from ..label.files import Labels, read_labels
 from ..label.run import UnlabelledImages, open_images
-from ..validation_classes import plain_name
+from ..validation_classes import places_of
 
 __all__ = ["MixedImages", "PseudoLabels", "mixed_dataset", "read_pseudo_labels"]
+
+AGAIN = "label them again, with another --out"  # what is labelled in a folder stays
 
 
 class PseudoLabels:
@@ -124,13 +126,9 @@ def read_pseudo_labels(path: str, classes: Sequence[str], data: str = "") -> Pse
     where = data or run["data"]
     images = open_images(where, run["dataset"], run["split"], run["input_key"])
     if len(images) != run["images"]:
-        raise UserError(f"{path} is of {run['images']} images, and {where} has {len(images)} now: label them again")
+        raise UserError(f"{path} is of {run['images']} images, and {where} has {len(images)} now: {AGAIN}")
     pseudo = PseudoLabels(labels, images, _places(path, run, classes))
-    last = len(pseudo) - 1
-    for number in sorted({0, last // 2, last}):
-        found = pseudo.images.path(number)
-        if found != labels.paths[number]:
-            raise UserError(f"{path} names '{labels.paths[number]}' where {where} has '{found}': label them again")
+    _check_names(path, pseudo, where)
     return pseudo
 
 
@@ -151,15 +149,28 @@ def mixed_dataset(labelled: Any, pseudo: PseudoLabels, ratio: float, seed: int) 
     return MixedImages(labelled, pseudo, ratio, seed)
 
 
+def _check_names(path: str, pseudo: PseudoLabels, where: str) -> None:
+    """Whether the images are where they were: all of a folder or tar, of other data, which is read for it, three."""
+    last = len(pseudo) - 1
+    known = hasattr(getattr(pseudo.images.dataset, "reader", None), "samples")
+    for number in range(len(pseudo)) if known else sorted({0, last // 2, last}):
+        found, name = pseudo.images.path(number), pseudo.labels.paths[number]
+        if found != name:
+            raise UserError(f"{path} names '{name}' where {where} has '{found}': {AGAIN}")
+
+
 def _places(path: str, run: dict[str, Any], classes: Sequence[str]) -> np.ndarray:
-    """For each class of the teacher its place among the student's, by their names where both have them."""
+    """For each class of the teacher its place among the student's, by their names where both have them.
+
+    Of a teacher that has none, or knows none of a student's numbers, the classes are in the student's order.
+    """
     if run["num_classes"] != len(classes):
         raise UserError(f"{path} is of {run['num_classes']} classes, and the data has {len(classes)}")
-    if not run["classes"] or all(name.isdecimal() for name in classes):
+    places = places_of(run["classes"], classes)
+    if all(place is None for place in places) and (not run["classes"] or all(name.isdecimal() for name in classes)):
         return np.arange(len(classes))
-    places = {plain_name(name): place for place, name in enumerate(classes)}
-    missing = next((name for name in run["classes"] if plain_name(name) not in places), None)
-    if missing is not None:
+    if None in places:
+        missing = run["classes"][places.index(None)]
         few = ", ".join(classes[:3]) + (", ..." if len(classes) > 3 else "")
         raise UserError(f"{path} has the teacher's class '{missing}', and the data has {few}")
-    return np.array([places[plain_name(name)] for name in run["classes"]])
+    return np.array(places)

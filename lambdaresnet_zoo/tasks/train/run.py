@@ -3,13 +3,14 @@
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from torch import nn
 
 from ...errors import UserError, first_line
@@ -38,6 +39,8 @@ SEEDS = 2**32
 """What NumPy takes."""
 LOST = ("gloo", "nccl", "connection", "peer", "timed out", "socket")
 """Words of errors that another process's end causes."""
+LOCKED = 10
+"""Seconds to wait for another run's end: workers of a killed one take some to see that it is gone."""
 
 
 def train(options: TrainOptions) -> int:
@@ -54,11 +57,12 @@ def train(options: TrainOptions) -> int:
         take_part(options.device) as (device, process, processes),
         _determined(options, device),
         StopSignal() as stop,  # to the end: what is exported is finished, which takes seconds
+        _locking(Path(options.output)) as lock,
     ):
         shown = options.progress if options.progress is not None else sys.stderr.isatty()
         place = Place(Path(options.output), device, process, processes, shown and not process)
         try:
-            run = _Run(options, place)
+            run = _Run(options, place, lock)
         except SharedError:
             if process:
                 return 2  # the first one tells
@@ -104,6 +108,28 @@ def _determined(options: TrainOptions, device: torch.device) -> Iterator[None]:
         torch.backends.cudnn.benchmark = before[1]
 
 
+@contextmanager
+def _locking(output: Path) -> Iterator[Callable[[], None]]:
+    """What keeps other runs out of a folder, once it is called, to the end."""
+    lock = FileLock(output / f".{LAST}.lock")
+
+    def take() -> None:
+        try:
+            if not lock.is_locked:
+                lock.acquire(timeout=LOCKED)
+        except Timeout as error:
+            raise UserError(f"{output} holds a run that is still going on; wait, or give another --output") from error
+        except NotImplementedError:  # of filelock before version 4, on a disk that knows no locks
+            return
+        except OSError as error:
+            raise _unwritable(output, error) from error
+
+    try:
+        yield take
+    finally:
+        lock.release()
+
+
 def _check(options: TrainOptions, place: Place) -> None:
     """What can be told before data and network are looked at."""
     usable_device(place.device)
@@ -125,9 +151,15 @@ def _check(options: TrainOptions, place: Place) -> None:
             from torch.utils.tensorboard import SummaryWriter  # noqa: F401
         except ImportError as error:
             raise UserError('--tensorboard needs tensorboard: pip install "lambdaresnet-zoo[train]"') from error
-    begins = options.resume is None or _taken_over(options, place.output) is not None
-    if place.is_first and begins and (place.output / LAST).exists() and not options.dry_run:
-        raise UserError(f"{place.output} holds a run; continue it with --resume, or give another --output")
+    if place.is_first and not options.dry_run:
+        _check_free(options, place.output)
+
+
+def _check_free(options: TrainOptions, output: Path) -> None:
+    """Whether there is no run in the folder of one that begins."""
+    begins = options.resume is None or _taken_over(options, output) is not None
+    if begins and (output / LAST).exists():
+        raise UserError(f"{output} holds a run; continue it with --resume, or give another --output")
 
 
 def _taken_over(options: TrainOptions, output: Path) -> Path | None:
@@ -136,23 +168,29 @@ def _taken_over(options: TrainOptions, output: Path) -> Path | None:
     return None if path.parent.resolve() == output.resolve() else path
 
 
-def _check_output(output: Path, options: TrainOptions) -> None:
-    """Whether the folder of the run can be written to; it is made, with the options in it."""
+def _take_output(output: Path, options: TrainOptions, lock: Callable[[], None]) -> None:
+    """Take the folder of the run, which is made, for this run alone, and write the options into it."""
     probe = output / f".{os.getpid()}.probe"
     try:
         output.mkdir(parents=True, exist_ok=True)
         probe.write_bytes(b"")
         probe.unlink()
+        lock()
+        _check_free(options, output)  # another run may have begun and ended since
         write_args(output, options)
     except OSError as error:
-        raise UserError(f"--output {output} cannot be written to: {error.strerror}; give another folder") from error
+        raise _unwritable(output, error) from error
+
+
+def _unwritable(output: Path, error: OSError) -> UserError:
+    return UserError(f"--output {output} cannot be written to: {error.strerror}; give another folder")
 
 
 class _Run:
     """A run, ready to begin: all that can be wrong before the first step is."""
 
-    def __init__(self, options: TrainOptions, place: Place) -> None:
-        self.options, self.place = options, place
+    def __init__(self, options: TrainOptions, place: Place, lock: Callable[[], None]) -> None:
+        self.options, self.place, self.lock = options, place, lock
         together(partial(_check, options, place))
         self.data: TrainData = together(partial(open_data, options, place.process, place.processes))
         check_images(self.data, options, place.process, place.processes, place.progress)
@@ -181,7 +219,7 @@ class _Run:
         if not self.place.is_first:
             return
         output = self.place.output
-        _check_output(output, self.options)
+        _take_output(output, self.options, self.lock)
         for name in (LAST, BEST, STEPS, SUMMARY, ARGS):  # what a killed process was writing
             for left in output.glob(f".{name}.*.tmp"):
                 left.unlink(missing_ok=True)
@@ -221,6 +259,8 @@ class _Run:
             if self.place.is_first:
                 print(f"no checkpoint in {self.place.output} yet: the run begins", file=sys.stderr)
             return
+        if self.place.is_first and _taken_over(self.options, self.place.output) is None:
+            self.lock()  # what is read is the last of its run
         training.resume(path)
 
     def finish(self, stop: StopSignal) -> int:

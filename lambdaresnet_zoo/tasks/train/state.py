@@ -142,6 +142,7 @@ class TrainState:
                 f"the processes is {before['batch']}"
             )
         check_run(path, before, here)
+        self._check_classes(path, state.get("class_names"))
         self.states.set_model(self.model, state["model"])
         if self.ema:
             self.states.set_model(self.ema.module, state["ema"])
@@ -149,12 +150,23 @@ class TrainState:
         self.scaler.load_state_dict(state["scaler"])
         if self.options.sched == "plateau":
             self.schedule.lr_scheduler.load_state_dict(state["schedule"])  # timm's own leaves its counters out
+            self.schedule.restore_lr = state.get("restore_lr")
         self.progress = Progress(**state["progress"])
         if path != self.checkpoint and not (path.parent / BEST).exists():
             self.progress.best = {}
         self.bad = dict(state["bad"])
         self.sums.copy_(state["sums"])
         self.saved = self.progress.step
+
+    def _check_classes(self, path: Path, before: list[str] | None) -> None:
+        """Whether a checkpoint is of classes of these names; one of a former version does not tell."""
+        pairs = enumerate(zip(before or self.data.classes, self.data.classes, strict=True))
+        other = next(((number, *names) for number, names in pairs if len(set(names)) > 1), None)
+        if other:
+            raise UserError(
+                f"{path} is of other classes: number {other[0]} is '{other[1]}' there, '{other[2]}' here; name the "
+                "classes as they were, or give another --output"
+            )
 
     def save(self) -> None:
         """Write the checkpoint; the first process alone writes, and where there is FSDP2 all take part.
@@ -168,11 +180,13 @@ class TrainState:
         progress = self.progress
         state = {
             "run": self.run_identity(),
+            "class_names": list(self.data.classes),
             "progress": vars(progress).copy(),
             "model": self.states.model(self.model),
             "optimizer": self.states.optimizer(self.model, self.optimizer),
             "scaler": self.scaler.state_dict(),
             "schedule": self.schedule.lr_scheduler.state_dict() if self.options.sched == "plateau" else {},
+            "restore_lr": getattr(self.schedule, "restore_lr", None),  # without the noise that plateau was given
             "sums": self.sums,
             "bad": dict(self.bad),
         }

@@ -137,7 +137,8 @@ class OnDevice:
         target = target * (1 - options.smoothing) + options.smoothing / self.classes
         if options.mixes and not (options.mixup_off_epoch and epoch >= options.mixup_off_epoch):
             images, shares = self._mixup(len(images))(images, torch.arange(len(images), device=images.device))
-            target = shares @ target
+            own, others = shares.diagonal()[:, None], shares.flip(1).diagonal()[:, None]
+            target = target * own + target.flip(0) * others  # as timm; a product of matrices would be in TF32 on a GPU
         return images, target
 
     def _mixup(self, batch: int) -> Mixup:

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from validation_sets import pictures, write_folder
+from validation_sets import NAMES, pictures, write_folder, write_tar
+from validation_sets import write as write_form
 
 from lambdaresnet_zoo.errors import UserError
 from lambdaresnet_zoo.tasks.label.files import Choice, LabelStore, Said, read_labels
@@ -85,6 +86,19 @@ def test_classes_are_matched_by_their_names(write):
         read_pseudo_labels(folder, CLASSES[:3])
 
 
+def test_classes_that_are_numbers_are_matched_by_their_names_too(write):
+    folder = str(write(classes=["2", "0", "1", "3"]))
+    torch.testing.assert_close(read_pseudo_labels(folder, list("0123")).target(0), torch.tensor([0.2, 0.1, 0.6, 0.1]))
+    with pytest.raises(UserError, match="has the teacher's class '0', and the data has 1, 2, 3"):
+        read_pseudo_labels(folder, list("1234"))
+
+
+def test_names_that_differ_only_in_spelling_are_classes_of_their_own(write):
+    classes = ["a_b", "c", "A b", "d"]
+    pseudo = read_pseudo_labels(str(write(Choice(hard=True), classes=classes)), sorted(classes))
+    assert [pseudo.target(number) for number in range(4)] == [sorted(classes).index(name) for name in classes]
+
+
 def test_an_image_that_is_to_be_repeated_is(write):
     pseudo = read_pseudo_labels(str(write(Choice(per_class=12, repeat=True, hard=True))), CLASSES)
     assert len(pseudo) == 48
@@ -151,6 +165,26 @@ def test_labels_that_do_not_go_with_the_images_are_one_line(write, images, tmp_p
     shutil.copy(victim.with_name("zzz.jpg"), victim)
     with pytest.raises(UserError, match=f"is of {COUNT} images, and .* has {COUNT + 1} now: label them again"):
         read_pseudo_labels(folder, CLASSES, str(other))
+
+
+@pytest.mark.parametrize("kind", ["folder", "tar"])
+def test_every_image_is_where_it_was(command, checkpoint, tmp_path, kind):
+    """One that has another name stands elsewhere, and those between have each other's places."""
+    rows = list(pictures(20))
+    data = write_form(kind, tmp_path, rows)
+    options = ("--checkpoint", checkpoint, "--data", data, "--out", tmp_path / "labels", "--workers", 0)
+    assert command("label", "--teacher", "test_lambdaresnet", *options, "--device", "cpu")[0] == 0
+    folder = str(tmp_path / "labels")
+    names = list(read_labels(folder).paths)
+    assert len(read_pseudo_labels(folder, NAMES)) == 20
+    if kind == "folder":
+        (data / names[2]).rename((data / names[6]).with_name("0065.jpg"))
+    else:
+        members = [(name, rows[int(name[-7:-4])][1]) for name in names]
+        members[2] = (f"{names[6][:-4]}5.jpg", members[2][1])
+        write_tar(data, members)
+    with pytest.raises(UserError, match=f"names '{names[2]}' where .* has '{names[3]}': label them again"):
+        read_pseudo_labels(folder, NAMES)
 
 
 def test_reading_gives_what_was_written(write):

@@ -224,6 +224,20 @@ def test_a_class_without_image(train, tmp_path):
     assert not (tmp_path / "run" / "args.yaml").exists()
 
 
+def test_what_is_no_class_is_told(train, tmp_path):
+    write_images(tmp_path / "train", 12)
+    stray = tmp_path / "train" / "cover.png"
+    shutil.copy(tmp_path / "train" / "red" / "00.png", stray)
+    one_line(train("--output", tmp_path / "run", data=tmp_path), stray, "in no class's folder")
+    hidden = tmp_path / "train" / "red" / ".ipynb_checkpoints"
+    hidden.mkdir()
+    stray.rename(hidden / "00.png")
+    one_line(train("--output", tmp_path / "run", data=tmp_path), hidden, "is no class; remove it")
+    shutil.rmtree(hidden)
+    (tmp_path / "train" / "__MACOSX").mkdir()
+    assert train("--output", tmp_path / "run", "--epochs", 1, data=tmp_path)[0] == 0
+
+
 def test_a_class_of_the_features_without_image(train, coloured, tmp_path):
     data = write_form("parquet", coloured, tmp_path / "data")
     table = pyarrow.parquet.read_table(data / "train.parquet")
@@ -313,6 +327,37 @@ def test_a_class_map_gives_the_order(train, coloured, tmp_path):
     config = json.loads((tmp_path / "run" / "model" / "config.json").read_text())
     assert config["label_names"] == ["red", "green", "blue"]
     assert sum(int(row["red"]) + int(row["blue"]) for row in read_rows(tmp_path / "run" / "confusion.csv")) <= 12
+
+
+@pytest.mark.parametrize("damage", [False, True], ids=["none held out", "all damaged"])
+def test_nothing_to_evaluate_on_makes_no_epoch_the_best(train, tmp_path, damage):
+    """Held out of one image a class is none; or none of a split can be decoded."""
+    write_images(tmp_path / "train", 1 if not damage else 12)
+    if damage:
+        for path in write_images(tmp_path / "val", 1).rglob("*.png"):
+            path.write_text("no image")
+    status, out, _ = train("--output", tmp_path / "run", "--skip-bad", "--batch-size", 3, "--epochs", 2, data=tmp_path)
+    assert status == 0 and ("nothing to evaluate on" in out[1]) != damage
+    assert "top-1" not in out[-1] and not (tmp_path / "run" / "best.pt").exists()
+    card = (tmp_path / "run" / "model" / "README.md").read_text()
+    assert "0.00" not in card and "top-1" not in card
+    last = torch.load(tmp_path / "run" / "last.pt", weights_only=True)["model"]
+    assert equal(
+        {key: value for key, value in last.items() if key in weights(tmp_path / "run")}, weights(tmp_path / "run")
+    )
+
+
+def test_a_class_whose_images_are_all_damaged(train, tmp_path):
+    write_images(tmp_path / "train", 12)
+    for path in (tmp_path / "train" / "green").iterdir():
+        path.write_text("no image")
+    options = ("--output", tmp_path / "run", "--val-fraction", 0, "--skip-bad")
+    status, out, err = train(*options, data=tmp_path)
+    assert (status, out, len(err)) == (2, [], 12)
+    assert err[-1].endswith("without damaged images: the class 'green' has no image; add some, or take it out of the "
+                            "classes")  # fmt: skip
+    shutil.rmtree(tmp_path / "train" / "blue")
+    assert "has only one class ('red')" in train(*options, data=tmp_path)[2][-1]
 
 
 def test_images_of_other_modes_are_trained_on(train, tmp_path):

@@ -6,11 +6,12 @@ import signal
 import pytest
 import torch
 from command import one_line
+from filelock import FileLock, Timeout
 from test_train_loop import after
-from train_runs import equal, tiny, weights
+from train_runs import equal, tiny, weights, write_images
 
 from lambdaresnet_zoo.errors import UserError
-from lambdaresnet_zoo.tasks.checkpoints import check_run
+from lambdaresnet_zoo.tasks.checkpoints import check_run, read_state, write_state
 from lambdaresnet_zoo.tasks.train.loop import Training
 from lambdaresnet_zoo.tasks.train.options import TrainOptions, read_args, resolve, write_args
 from lambdaresnet_zoo.tasks.train.records import is_better
@@ -98,6 +99,22 @@ def test_options_that_are_dropped_are_told(train, tmp_path, begun, part):
     one_line(train(*options, tmp_path / "other", "--resume", tmp_path / "begun" / "last.pt"), part)
 
 
+def test_classes_of_other_names_are_told(train, tmp_path, stop):
+    """As many, but each stands for another one's images."""
+    data = write_images(tmp_path / "train", 12).parent
+    options = ("--val-fraction", 0, "--output", tmp_path / "run")
+    stop(5)
+    assert train(*options, data=data)[0] == 0
+    (data / "train" / "blue").rename(data / "train" / "violet")
+    one_line(train(*options, "--resume", data=data), "number 0 is 'blue' there, 'green' here; name the classes as")
+    path = tmp_path / "run" / "last.pt"
+    state = read_state(path)
+    del state["class_names"], state["restore_lr"]  # as the version before wrote it
+    write_state(path, state)
+    (data / "train" / "violet").rename(data / "train" / "blue")
+    assert train(*options, "--resume", data=data)[0] == 0
+
+
 def test_another_batch_is_told_with_what_to_do(train, tmp_path):
     options = ("--epochs", 1, "--val-fraction", 0, "--output", tmp_path)
     assert train(*options)[0] == 0
@@ -117,6 +134,44 @@ def test_a_run_goes_on_as_its_folder_says(command, train, coloured, tmp_path, st
     again = resolve({"resume": "", "output": options.output, "warmup_epochs": float(options.warmup_epochs)})
     assert again.identity() == options.identity()
     assert TrainOptions(model="m", model_kwargs={"size": (3,)}).identity() != options.identity()
+
+
+def test_two_runs_do_not_share_a_folder(train, tmp_path, monkeypatch):
+    from lambdaresnet_zoo.tasks.train import run
+
+    monkeypatch.setattr(run, "LOCKED", 0.1)
+    name, told = tmp_path / ".last.pt.lock", f"{tmp_path} holds a run that is still going on; wait, or give another"
+    held = []
+
+    def other(self):
+        lock = FileLock(name)
+        with pytest.raises(Timeout):
+            lock.acquire(timeout=0.1)
+        held.append((tmp_path / "args.yaml").read_text())
+
+    with FileLock(name):  # of one that has not come to its first checkpoint
+        one_line(train("--output", tmp_path, "--seed", 2), told)
+        assert not (tmp_path / "args.yaml").exists()
+    after(monkeypatch, 2, other)
+    assert train("--output", tmp_path, "--seed", 1)[0] == 0
+    assert len(held) == 1 and "seed: 1\n" in held[0]
+    with FileLock(name, timeout=0.1):
+        one_line(train("--output", tmp_path, "--seed", 1, "--resume"), told)
+        assert train("--output", tmp_path, "--dry-run")[0] == 0
+
+
+def test_a_run_that_ended_meanwhile_is_not_overwritten(train, tmp_path, monkeypatch):
+    from lambdaresnet_zoo.tasks.train import run
+
+    real = run.open_data
+
+    def late(*arguments):
+        (tmp_path / "last.pt").write_bytes(b"")
+        return real(*arguments)
+
+    monkeypatch.setattr(run, "open_data", late)
+    one_line(train("--output", tmp_path), "holds a run; continue it with --resume")
+    assert not (tmp_path / "args.yaml").exists()
 
 
 def test_a_folder_without_a_run_is_told(command, tmp_path):

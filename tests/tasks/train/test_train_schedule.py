@@ -36,12 +36,14 @@ def test_the_rate_is_timms(train, tmp_path):
     assert rates(tmp_path) == pytest.approx(expected, rel=1e-4)
 
 
-def test_plateau_goes_on_where_it_was(train, tmp_path, monkeypatch):
-    options = ("--sched", "plateau", "--patience-epochs", 0, "--decay-rate", 0.1, "--epochs", 4, "--output")
+@pytest.mark.parametrize("noise", [(), ("--set", "lr_noise=0.1,0.9")], ids=["", "noise"])
+def test_plateau_goes_on_where_it_was(train, tmp_path, monkeypatch, noise):
+    options = ("--sched", "plateau", "--patience-epochs", 0, "--decay-rate", 0.1, "--epochs", 4, *noise, "--output")
     assert train(*options, tmp_path / "whole")[0] == 0
     after(monkeypatch, 10, lambda self: os.kill(os.getpid(), signal.SIGTERM))
     assert train(*options, tmp_path / "cut")[0] == 0
     assert train(*options, tmp_path / "cut", "--resume")[0] == 0
+    assert rates(tmp_path / "whole") == rates(tmp_path / "cut")
     assert equal(weights(tmp_path / "whole"), weights(tmp_path / "cut"))
 
 

@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 from timm.data import Mixup
 from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lambdaresnet_zoo.tasks.train.options import TrainOptions
 from lambdaresnet_zoo.tasks.train.samples import TrainCollate, seed_everything
@@ -41,6 +42,29 @@ def test_mixing_is_timms(batch, mode, options):
     torch.testing.assert_close(mixed, expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(shares, wanted)
     assert isinstance(own.loss, SoftTargetCrossEntropy)
+
+
+class WithoutProducts(TorchDispatchMode):
+    """No product of matrices, which on a GPU may be in TF32."""
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        assert function._overloadpacket not in (torch.ops.aten.mm, torch.ops.aten.matmul, torch.ops.aten.addmm)
+        return function(*arguments, **(options or {}))
+
+
+@pytest.mark.parametrize("mode", ["batch", "pair", "elem"])
+@pytest.mark.parametrize("soft", [False, True])
+def test_mixed_targets_are_exact(batch, mode, soft):
+    """Without smoothing, they are timm's to the bit."""
+    images, target = batch
+    dense = torch.rand(6, 4, generator=torch.Generator().manual_seed(1)) if soft else target
+    own = OnDevice(TrainOptions(mixup=0.4, mixup_mode=mode, smoothing=0.0), CONFIG, 4, CPU, soft)
+    np.random.seed(5)
+    with WithoutProducts():
+        mixed = own(images, dense, epoch=0)[1]
+    np.random.seed(5)
+    timms = Mixup(0.4, mode=mode, label_smoothing=0.0, num_classes=4, multi_label=soft)
+    assert torch.equal(mixed, timms(normalised(images), dense)[1])
 
 
 def test_mixing_ends_with_an_epoch(batch):
