@@ -1,5 +1,6 @@
 """The commands `detect train` and `detect validate`: data, detector, loop, report; alone or under torchrun."""
 
+import hashlib
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -218,8 +219,12 @@ def _prepare(
     run = {
         "detector": config.kind,
         "backbone": config.backbone,
-        "categories": len(config.categories),
+        "category": config.categories,
         "images": len(data.ids),
+        "image_ids": hashlib.sha256(repr(data.ids).encode()).hexdigest()[:12],
+        "keep_empty": options.keep_empty,
+        "model_kwargs": {key: repr(value) for key, value in config.backbone_kwargs.items()},
+        "freeze": " ".join(sorted(options.freeze)) or "nothing",
         "seed": options.seed,
         "recipe": {key: repr(value) for key, value in asdict(recipe).items()},
     }
