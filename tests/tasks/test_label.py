@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 from command import one_line
-from validation_sets import NAMES, pictures, write, write_folder
+from validation_sets import NAMES, photographs, pictures, write, write_folder
 
 from lambdaresnet_zoo.tasks.label import run as label_run
 from lambdaresnet_zoo.tasks.label.files import Choice, LabelStore, choose, read_labels
@@ -271,3 +271,11 @@ def test_the_sizes_of_parts_depend_on_the_images_alone(tmp_path):
         store = LabelStore(tmp_path, count)
         assert store.size == size
         assert store.images(store.parts[-1])[-1] == count - 1
+
+
+def test_photographs_are_labelled_as_they_are_shown(label, tmp_path):
+    for name, rows in zip(("shown", "stored"), photographs(), strict=True):
+        assert label(data=write_folder(tmp_path / name, rows), out=tmp_path / f"{name}-labels")[0] == 0
+    shown, stored = (read_labels(tmp_path / f"{name}-labels") for name in ("shown", "stored"))
+    assert np.array_equal(shown.probabilities, stored.probabilities)
+    assert np.array_equal(shown.classes, stored.classes)

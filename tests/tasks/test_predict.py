@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from safetensors.torch import save_file
 
 from lambdaresnet_zoo.errors import UserError
@@ -118,6 +118,30 @@ def test_16_bits_are_scaled_not_clipped(tmp_path, pixels, dtype):
     Image.fromarray(gray.astype(dtype) * 257).save(tmp_path / "a.tif")
     opened = np.asarray(open_image(tmp_path / "a.tif"))
     assert np.array_equal(opened, np.repeat(gray[..., None], 3, axis=2))
+
+
+def test_fractions_are_scaled_to_the_whole_range(tmp_path, pixels):
+    gray = pixels()[..., 0]
+    for name, values in (("fractions.tif", gray / 255), ("whole.tif", gray), ("wide.tif", gray * 257.0)):
+        Image.fromarray(values.astype(np.float32)).save(tmp_path / name)
+        opened = np.asarray(open_image(tmp_path / name))
+        assert np.array_equal(opened, np.repeat(gray[..., None], 3, axis=2)), name
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp", "a.tif"])
+def test_every_orientation_is_what_pillow_shows(tmp_path, pixels, orientation, name):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(pixels()).save(tmp_path / name, exif=exif)
+    shown = ImageOps.exif_transpose(Image.open(tmp_path / name)).convert("RGB")
+    assert np.array_equal(np.asarray(open_image(tmp_path / name)), np.asarray(shown))
+
+
+def test_damaged_metadata_leave_an_image_as_it_is(tmp_path, pixels, recwarn):
+    Image.fromarray(pixels()).save(tmp_path / "a.png", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff")
+    assert np.array_equal(np.asarray(open_image(tmp_path / "a.png")), pixels())
+    assert not recwarn.list
 
 
 def test_dark_16_bit_image_stays_dark(tmp_path):
