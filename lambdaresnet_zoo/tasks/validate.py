@@ -15,12 +15,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.data import create_loader, resolve_data_config
+from timm.data import create_loader
 from timm.models import reparameterize_model
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..errors import UserError, first_line
+from .loading import fit_input
 from .processes import gather
 from .validation_classes import Classes
 from .validation_data import Validation
@@ -95,11 +96,13 @@ def resolve_input(
 ) -> dict[str, Any]:
     """The preprocessing of a model's own config with what the user overrides, as timm's validate.py resolves it.
 
+    A model that is bound to a size is given the one that the user asks for, as ``fit_input`` does.
+
     Returns:
         timm's dictionary: ``input_size``, ``interpolation``, ``mean``, ``std``, ``crop_pct``, ``crop_mode``.
     """
     wanted = {"img_size": img_size, "crop_pct": crop_pct, "crop_mode": crop_mode, "interpolation": interpolation}
-    return resolve_data_config({key: value for key, value in wanted.items() if value}, model=model, use_test_size=True)
+    return fit_input(model, wanted, use_test_size=True)
 
 
 def measure(

@@ -202,7 +202,6 @@ def _prepare(
     if options.num_classes not in (None, size):
         raise UserError(f"--num-classes {options.num_classes}, and '{name}' has {size} classes")
     config = resolve_input(model, options.img_size, options.crop_pct, options.crop_mode, options.interpolation)
-    _fit(model, config["input_size"][1:])
     source = Source(**{field.name: getattr(options, field.name) for field in fields(Source)})
     real = read_real_labels(options.real_labels) if options.real_labels else None
     data = open_source(source, process, processes, named=real is not None)
@@ -318,14 +317,6 @@ def _weights(name: str, options: Options) -> tuple[str, str]:
         return "", ""
     cfg: Any = timm.models.get_pretrained_cfg(name)
     return cfg.architecture, "" if options.checkpoint else cfg.tag or ""
-
-
-def _fit(model: nn.Module, size: tuple[int, ...]) -> None:
-    """A model that is bound to a size takes another one."""
-    cfg: Any = model.pretrained_cfg
-    network: Any = model
-    if cfg.get("fixed_input_size") and tuple(cfg["input_size"][1:]) != tuple(size):
-        network.set_input_size(img_size=tuple(size))
 
 
 def _comparable(row: Mapping[str, Any], options: Options) -> None:
