@@ -17,11 +17,13 @@ from ..errors import UserError, first_line
 from ..registry import check_name, list_models
 from ..weights import hub
 from ..weights.reading import check_values, read_checkpoint
+from ..weights.shipped import verify_folder
 
-__all__ = ["HUB_SOURCES", "SOURCES", "fit_input", "label_names", "load_model", "usable_device"]
+__all__ = ["HUB_SOURCES", "SOURCES", "check_folder", "fit_input", "label_names", "load_model", "usable_device"]
 
 HUB_SOURCES = ("hf-hub:", "hf_hub:")
-SOURCES = (*HUB_SOURCES, "local-dir:")  # timm's own prefixes, for weights of one's own
+FOLDER_SOURCE = "local-dir:"
+SOURCES = (*HUB_SOURCES, FOLDER_SOURCE)  # timm's own prefixes, for weights of one's own
 
 
 def load_model(
@@ -56,10 +58,21 @@ def load_model(
 
 def _pretrained(name: str) -> nn.Module:
     try:
+        check_folder(name)
         with hub.quiet():
             return timm.create_model(name, pretrained=True)
     except Exception as error:  # a folder's or the hub's content, the network: anything
         raise UserError(f"model '{name}' cannot be loaded: {_reason(name, error)}") from error
+
+
+def check_folder(name: str) -> None:
+    """Check the weights of a folder that this package wrote, of any architecture; other names pass.
+
+    Raises:
+        RuntimeError: they are not what was written; names both digests.
+    """
+    if name.startswith(FOLDER_SOURCE):
+        verify_folder(Path(name.removeprefix(FOLDER_SOURCE)))
 
 
 def _from_checkpoint(name: str, checkpoint: str | Path, use_ema: bool) -> nn.Module:

@@ -5,14 +5,18 @@ import numpy as np
 import pytest
 import timm
 import torch
+from command import one_line
 from PIL import Image, ImageOps
 from safetensors.torch import save_file
 
+from lambdaresnet_zoo.conversion.config import class_names
 from lambdaresnet_zoo.errors import UserError
 from lambdaresnet_zoo.tasks import images as images_module
 from lambdaresnet_zoo.tasks.images import find_images, open_image
 from lambdaresnet_zoo.tasks.loading import label_names
 from lambdaresnet_zoo.tasks.predict import load_model, predict
+from lambdaresnet_zoo.weights.cards import Card
+from lambdaresnet_zoo.weights.folder import write_folder, write_model
 
 NAME = "test_lambdaresnet"
 
@@ -217,6 +221,28 @@ def test_pickle_that_runs_code_is_refused(tmp_path, checkpoint):
     assert not marker.exists()
     torch.load(path, weights_only=False)  # the file does run code where it is let to
     assert marker.exists()
+
+
+def test_names_of_any_language_are_names():
+    names = ["\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645", "\U0001f469\u200d\U0001f52c", "a\u00a0b", "ant"]
+    assert class_names(names, 4) == tuple(names)
+    for name in ("a\nb", "a\u2028b", "a\u2029b", "\x1b[31m", "a\x85b", "\ud800"):
+        with pytest.raises(ValueError, match="no line of text"):
+            class_names([name], 1)
+
+
+def test_a_folder_of_any_architecture_is_checked_against_what_was_written(command, draw, tmp_path):
+    """timm's own networks do not look at the digest."""
+    torch.manual_seed(0)
+    model = timm.create_model("test_resnet", num_classes=3)
+    folder = tmp_path / "mine"
+    write_folder(folder, lambda path: write_model(path, model, Card("mine", "test_resnet"), label_names="abc"))
+    arguments = ("predict", "--model", f"local-dir:{folder}", draw("a.png"))
+    assert command(*arguments)[0] == 0
+    content = bytearray((folder / "model.safetensors").read_bytes())
+    content[-1] ^= 1
+    (folder / "model.safetensors").write_bytes(content)
+    one_line(command(*arguments), "model.safetensors is damaged, or another file: its sha256 is ")
 
 
 @pytest.mark.parametrize("name", ["a.pth", "a.safetensors", "a.npz"])

@@ -16,7 +16,7 @@ from ...errors import UserError, first_line
 from ...registry import check_name, is_own
 from ...weights import hub
 from ...weights.reading import check_values, read_checkpoint
-from ..loading import SOURCES, fit_input, load_model
+from ..loading import SOURCES, check_folder, fit_input, load_model
 from .options import TrainOptions
 
 __all__ = ["Freezing", "build_model", "input_config", "stages"]
@@ -48,6 +48,8 @@ def build_model(options: TrainOptions, classes: Sequence[str]) -> nn.Module:
         arguments["pretrained_cfg_overlay"] = _given_weights(name, options.initial_checkpoint)
     torch.manual_seed(options.seed)
     try:
+        if options.is_finetuning and not options.initial_checkpoint:
+            check_folder(name)
         with hub.quiet():
             model: Any = timm.create_model(name, pretrained=options.is_finetuning, **arguments)
     except Exception as error:  # a folder's or the Hub's content, the network, an option: anything

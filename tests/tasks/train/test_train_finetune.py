@@ -165,6 +165,17 @@ def test_validate_measures_what_training_measured(command, coloured, tmp_path):
     assert any(abs(float(row["loss"]) - float(epoch["eval_loss"])) < 1e-4 for epoch in best)
 
 
+def test_a_damaged_folder_is_not_tuned_on(command, coloured, tmp_path):
+    common = ("--data", coloured, "--epochs", 1, "--warmup-epochs", 0, "--batch-size", 12, *QUICK)
+    assert command("train", "--model", "test_resnet", *common, "--img-size", 64, "--output", tmp_path)[0] == 0
+    path = tmp_path / "model" / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    again = ("--model", f"local-dir:{path.parent}", "--pretrained", "--output", tmp_path / "again")
+    one_line(command("train", *common, *again), "cannot be built: ", "model.safetensors is damaged, or another file")
+
+
 def test_a_dry_run_prints_and_writes_nothing(command, coloured, tmp_path):
     arguments = ("train", *SHIPPED, "--data", coloured, "--batch-size", 12, "--output", tmp_path / "run", *QUICK)
     status, out, err = command(*arguments, "--set", "epochs=7", "--dry-run")
