@@ -32,6 +32,8 @@ TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 """What shows an image as it is meant to be seen, by its EXIF orientation."""
+METADATA = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")
+"""Of Pillow's ``info``, where an orientation may be; a TIFF's Pillow itself minds."""
 
 
 def find_images(arguments: Iterable[str | Path]) -> tuple[list[Path], list[tuple[str, str]]]:
@@ -118,16 +120,23 @@ def convert_image(image: Image.Image, mode: str = "RGB", upright: bool = True) -
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         image = _eight_bits(image)
     image = image.convert(mode) if mode else image
-    return image if turn is None else image.transpose(turn)
+    if turn is None:
+        return image
+    image = image.transpose(turn)
+    for key in METADATA:  # or whoever saves it, and looks at it then, turns it again
+        image.info.pop(key, None)
+    return image
 
 
 def is_turned(image: Image.Image) -> bool:
-    """Whether an image's EXIF orientation asks for it to be turned, be it as it was read or converted."""
+    """Whether an image's EXIF orientation asks for it to be turned, before and after a conversion."""
     return _orientation(image) in TURNS
 
 
 def _orientation(image: Image.Image) -> int:
     """The EXIF orientation, 1 where there is none that can be read: metadata may be damaged where pixels are not."""
+    if not any(key in image.info for key in METADATA):
+        return 1
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

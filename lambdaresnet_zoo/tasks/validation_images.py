@@ -2,7 +2,7 @@
 
 timm's own data sets replace an image that does not decode by the next, or leave it out with a log line, and pad
 the last images of an uneven split with the first. That serves training; a figure needs every image, once.
-The readers, the decoding and the transform are timm's.
+The readers, the decoding and the transform are timm's; but images of more than 8 bits, which timm clips, are scaled.
 """
 
 import io
@@ -117,7 +117,7 @@ class IndexedImages(Dataset):
             return _failed(self._name(index), error)
         try:
             image = read()
-            unturned = not self.upright and is_turned(image)
+            unturned = is_turned(image)
             image = self.transform(image)
         except Exception as error:  # a decoder may raise anything on a damaged file
             return Sample(None, 0, self._name(index), image_problem(error))
@@ -179,7 +179,7 @@ class StreamedImages(IterableDataset):
                 return
             try:
                 image, target = read()
-                unturned = not self.upright and is_turned(image)
+                unturned = is_turned(image)
                 image, number = self.transform(image), _number(target)
             except Exception as error:  # a decoder may raise anything on a damaged file
                 yield _failed(name, error)

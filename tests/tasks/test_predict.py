@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from lambdaresnet_zoo.conversion.config import class_names
 from lambdaresnet_zoo.errors import UserError
 from lambdaresnet_zoo.tasks import images as images_module
-from lambdaresnet_zoo.tasks.images import find_images, open_image
+from lambdaresnet_zoo.tasks.images import find_images, is_turned, open_image
 from lambdaresnet_zoo.tasks.loading import label_names
 from lambdaresnet_zoo.tasks.predict import load_model, predict
 from lambdaresnet_zoo.weights.cards import Card
@@ -139,7 +139,9 @@ def test_every_orientation_is_what_pillow_shows(tmp_path, pixels, orientation, n
     exif[0x0112] = orientation
     Image.fromarray(pixels()).save(tmp_path / name, exif=exif)
     shown = ImageOps.exif_transpose(Image.open(tmp_path / name)).convert("RGB")
-    assert np.array_equal(np.asarray(open_image(tmp_path / name)), np.asarray(shown))
+    opened = open_image(tmp_path / name)
+    assert np.array_equal(np.asarray(opened), np.asarray(shown)) and not is_turned(opened)
+    assert is_turned(open_image(tmp_path / name, upright=False)) == (orientation > 1 and name != "a.tif")
 
 
 def test_damaged_metadata_leave_an_image_as_it_is(tmp_path, pixels, recwarn):

@@ -35,7 +35,7 @@ class CocoData:
     categories: dict[int, str]
     """Names by id, which may have gaps; sorted by id."""
     masks: bool = True
-    """Whether every annotation that was to have a segmentation has one that can be read."""
+    """Whether they have masks to be scored: of every annotation that needs one, and checked."""
 
     def file(self, image_id: int) -> Path:
         """Where an image is."""
@@ -247,7 +247,7 @@ def _run_lengths(text: str) -> list[int]:
     value = shift = 0
     for character in text:
         bits = ord(character) - ord("0")
-        if not 0 <= bits < 64:
+        if not 0 <= bits < 64 or shift > 60:
             return []
         value |= (bits & 0x1F) << shift
         shift += 5
