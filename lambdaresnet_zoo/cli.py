@@ -165,6 +165,7 @@ def _add_validate(parser: argparse.ArgumentParser) -> None:
     add("--crop-pct", type=fraction, metavar="X", help="centre crop (the model's)")
     add("--crop-mode", default="", choices=["center", "squash", "border"], help="(the model's)")
     add("--interpolation", default="", choices=["bilinear", "bicubic", "nearest", "lanczos"], help="(the model's)")
+    add("--upright", action="store_true", help="turn images as their EXIF orientation says, which timm does not")
     add("--batch-size", "-b", type=count, default=256, metavar="N", help="images at once (%(default)s)")
     add("--workers", "-j", type=int, default=4, metavar="N", help="processes that load images (%(default)s)")
     add("--device", default="", help="cpu, cuda, cuda:1, ... (a GPU if there is one)")

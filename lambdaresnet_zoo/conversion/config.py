@@ -1,6 +1,7 @@
 """The config.json beside weights, read as a stranger's: only what is known, only of its type."""
 
 import json
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,9 @@ WORDS = {
     "crop_mode": ("center", "squash", "border"),
 }
 LONGEST = 2000  # characters of a statement
+BREAKS = ("Cc", "Zl", "Zp", "Cs")
+"""Categories of characters that no line holds: controls, separators of lines, halves of a character. Others that Python
+calls not printable stand in names of many languages."""
 
 
 @dataclass(frozen=True)
@@ -156,6 +160,6 @@ def _mapping(key: str, value: Any) -> Mapping[str, Any]:
 
 
 def _line(key: str, value: Any) -> str:
-    if not isinstance(value, str) or len(value) > LONGEST or not (value.isprintable()):
+    if not isinstance(value, str) or len(value) > LONGEST or any(unicodedata.category(one) in BREAKS for one in value):
         raise ValueError(f"{key} is no line of text")
     return value

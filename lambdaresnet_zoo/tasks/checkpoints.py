@@ -21,6 +21,7 @@ from ..weights.files import write_whole
 __all__ = ["LAST", "Diverged", "StopSignal", "check_run", "read_state", "steps_left", "write_state"]
 
 LAST = "last.pt"
+SHOWN = 5  # differences of two runs that are told
 
 
 class Diverged(Exception):
@@ -58,7 +59,7 @@ def check_run(path: Path, state: Mapping[str, Any], run: Mapping[str, Any]) -> N
         run: what must be equal in it.
 
     Raises:
-        UserError: something is not; the message names all that is not.
+        UserError: something is not; the message names the first of what is not.
     """
     other = [
         f"{key} {state.get(key, 'not set')} there, {run.get(key, 'not set')} here"
@@ -66,7 +67,8 @@ def check_run(path: Path, state: Mapping[str, Any], run: Mapping[str, Any]) -> N
         if state.get(key) != run.get(key)
     ]
     if other:
-        raise UserError(f"{path} is of another run: {'; '.join(other)}; give another --output")
+        more = f"; and {len(other) - SHOWN} more" if len(other) > SHOWN else ""
+        raise UserError(f"{path} is of another run: {'; '.join(other[:SHOWN])}{more}; give another --output")
 
 
 def steps_left(step: int, steps: int, progress: bool) -> tqdm:

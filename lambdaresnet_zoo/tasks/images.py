@@ -9,16 +9,31 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 from timm.data import get_img_extensions, is_img_extension
 from tqdm import tqdm
 
 from ..errors import UserError, first_line
 
-__all__ = ["demo_image", "find_images", "image_problem", "image_problems", "open_image", "tell_problems"]
+__all__ = [
+    *("convert_image", "demo_image", "find_images", "image_problem", "image_problems", "is_turned", "open_image"),
+    "tell_problems",
+]
 
 SHOWN = 10
 CHECKERS = 8  # threads that decode images to see whether they can be
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What shows an image as it is meant to be seen, by its EXIF orientation."""
+METADATA = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")
+"""Of Pillow's ``info``, where an orientation may be; a TIFF's Pillow itself minds."""
 
 
 def find_images(arguments: Iterable[str | Path]) -> tuple[list[Path], list[tuple[str, str]]]:
@@ -75,7 +90,7 @@ def open_image(path: str | Path, upright: bool = True) -> Image.Image:
 
     Args:
         path: a file in any format and mode that Pillow reads; of an animation the first frame.
-            Transparency is dropped, 16 bits are scaled to 8.
+            Transparency is dropped, 16 bits are scaled to 8, and fractions from 0 to 1.
         upright: turn it as its EXIF orientation says.
 
     Raises:
@@ -86,16 +101,60 @@ def open_image(path: str | Path, upright: bool = True) -> Image.Image:
         # On odd metadata, and on large images well before they become an error.
         warnings.simplefilter("ignore")
         with Image.open(path) as image:
-            return _rgb(ImageOps.exif_transpose(image) if upright else image)
+            return convert_image(image, upright=upright)
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+def convert_image(image: Image.Image, mode: str = "RGB", upright: bool = True) -> Image.Image:
+    """An open image in a mode of 8 bits, by Pillow's conversion but for modes that it would clip.
+
+    Args:
+        image: in any mode. 16 bits are scaled to 8, fractions from 0 to 1 to whole numbers from 0 to 255.
+        mode: as Pillow names it; where empty, its own, unless that is wider.
+        upright: turn it as its EXIF orientation says.
+
+    Raises:
+        Exception: as ``open_image``.
+    """
+    image.load()  # what is damaged is to raise here, not where metadata are read
+    turn = TURNS.get(_orientation(image)) if upright else None
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        # Pillow would clip these at 255, which leaves a white image.
-        values = np.asarray(image, dtype=np.float64)
-        scale = 257 if values.max(initial=0) > 255 or image.mode.startswith("I;16") else 1
-        image = Image.fromarray((values / scale).round().clip(0, 255).astype(np.uint8))
-    return image.convert("RGB")
+        image = _eight_bits(image)
+    image = image.convert(mode) if mode else image
+    if turn is None:
+        return image
+    image = image.transpose(turn)
+    for key in METADATA:  # or whoever saves it, and looks at it then, turns it again
+        image.info.pop(key, None)
+    return image
+
+
+def is_turned(image: Image.Image) -> bool:
+    """Whether an image's EXIF orientation asks for it to be turned, before and after a conversion."""
+    return _orientation(image) in TURNS
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1 where there is none that can be read: metadata may be damaged where pixels are not."""
+    if not any(key in image.info for key in METADATA):
+        return 1
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # of whatever is damaged
+        return 1
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """A grey image of wider numbers in mode L; Pillow would clip these at 255, which leaves a white image."""
+    values = np.nan_to_num(np.asarray(image, dtype=np.float64))
+    highest = values.max(initial=0)
+    scale = 1 / 257 if highest > 255 or image.mode.startswith("I;16") else 1
+    if image.mode == "F" and highest <= 1:
+        scale = 255
+    narrow = Image.fromarray((values * scale).round().clip(0, 255).astype(np.uint8))
+    narrow.info = dict(image.info)  # the orientation is in it
+    return narrow
 
 
 def image_problem(error: Exception) -> str:

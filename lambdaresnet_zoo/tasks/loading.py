@@ -1,12 +1,13 @@
 """Models by name, with their own weights or with those of a file, on a device."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from timm.data import ImageNetInfo
-from timm.models import is_model_pretrained
+from timm.data import ImageNetInfo, resolve_data_config
+from timm.models import get_model_input_config, is_model_pretrained
 from torch import nn
 
 from ..conversion.config import class_names
@@ -16,11 +17,13 @@ from ..errors import UserError, first_line
 from ..registry import check_name, list_models
 from ..weights import hub
 from ..weights.reading import check_values, read_checkpoint
+from ..weights.shipped import verify_folder
 
-__all__ = ["HUB_SOURCES", "SOURCES", "label_names", "load_model", "usable_device"]
+__all__ = ["HUB_SOURCES", "SOURCES", "check_folder", "fit_input", "label_names", "load_model", "usable_device"]
 
 HUB_SOURCES = ("hf-hub:", "hf_hub:")
-SOURCES = (*HUB_SOURCES, "local-dir:")  # timm's own prefixes, for weights of one's own
+FOLDER_SOURCE = "local-dir:"
+SOURCES = (*HUB_SOURCES, FOLDER_SOURCE)  # timm's own prefixes, for weights of one's own
 
 
 def load_model(
@@ -55,10 +58,21 @@ def load_model(
 
 def _pretrained(name: str) -> nn.Module:
     try:
+        check_folder(name)
         with hub.quiet():
             return timm.create_model(name, pretrained=True)
     except Exception as error:  # a folder's or the hub's content, the network: anything
         raise UserError(f"model '{name}' cannot be loaded: {_reason(name, error)}") from error
+
+
+def check_folder(name: str) -> None:
+    """Check the weights of a folder that this package wrote, of any architecture; other names pass.
+
+    Raises:
+        RuntimeError: they are not what was written; names both digests.
+    """
+    if name.startswith(FOLDER_SOURCE):
+        verify_folder(Path(name.removeprefix(FOLDER_SOURCE)))
 
 
 def _from_checkpoint(name: str, checkpoint: str | Path, use_ema: bool) -> nn.Module:
@@ -72,6 +86,39 @@ def _from_checkpoint(name: str, checkpoint: str | Path, use_ema: bool) -> nn.Mod
     except UserError as error:
         raise UserError(f"{checkpoint}: {error}; --model names another model") from error
     return model
+
+
+def fit_input(model: nn.Module, wanted: Mapping[str, Any] | None = None, use_test_size: bool = False) -> dict[str, Any]:
+    """The preprocessing of a model, and where the model is bound to a size, the model at that size.
+
+    Such a model's own size is that which it was built for, and not that of its pretrained_cfg.
+
+    Args:
+        model: timm's; given another size in place where ``wanted`` has one.
+        wanted: entries that override the model's own, as timm's ``resolve_data_config`` takes them.
+        use_test_size: prefer size and crop for evaluation where the config has such.
+
+    Returns:
+        timm's dictionary: ``input_size``, ``interpolation``, ``mean``, ``std``, ``crop_pct``, ``crop_mode``.
+
+    Raises:
+        UserError: the model takes no input of this size.
+    """
+    wanted = {key: value for key, value in (wanted or {}).items() if value}
+    current = get_model_input_config(model)
+    is_bound = current["fixed_input_size"]
+    if is_bound and "img_size" not in wanted:
+        wanted["input_size"] = current["input_size"]
+    config: dict[str, Any] = resolve_data_config(wanted, model=model, use_test_size=use_test_size)
+    size = tuple(config["input_size"][1:])
+    if is_bound and size != tuple(current["input_size"][1:]):
+        network: Any = model
+        try:
+            network.set_input_size(img_size=size)
+        except (AttributeError, AssertionError, ValueError) as error:
+            name = network.pretrained_cfg.get("architecture", type(model).__name__)
+            raise UserError(f"model '{name}' takes no input of {size[0]} pixels: {first_line(error)}") from error
+    return config
 
 
 def label_names(model: nn.Module) -> list[str]:

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from timm.data import create_transform, resolve_model_data_config
+from timm.data import create_transform
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..errors import UserError
 from .images import demo_image, find_images, image_problem, open_image
-from .loading import label_names, load_model
+from .loading import fit_input, label_names, load_model
 
 __all__ = ["Prediction", "Result", "load_model", "predict", "run"]
 
@@ -75,7 +75,7 @@ def predict(
 def _predict(
     images: Iterator[str | Path | tuple[str, Image.Image]], model: nn.Module, topk: int, batch_size: int
 ) -> Iterator[Result]:
-    transform = create_transform(**resolve_model_data_config(model), is_training=False)
+    transform = create_transform(**fit_input(model), is_training=False)
     labels = label_names(model)
     device = next(model.parameters()).device
     while batch := list(islice(images, batch_size)):

@@ -15,12 +15,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.data import create_loader, resolve_data_config
+from timm.data import create_loader
 from timm.models import reparameterize_model
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..errors import UserError, first_line
+from .loading import fit_input
 from .processes import gather
 from .validation_classes import Classes
 from .validation_data import Validation
@@ -75,6 +76,8 @@ class Measurement:
     """[classes, classes] int64, images by their class (row) and the predicted one, where it was asked for."""
     bad: list[tuple[str, str]] = field(default_factory=list)
     """Images that were left out, and why."""
+    unturned: int = 0
+    """Images as they are stored, while their EXIF orientation asks for them to be turned."""
     seconds: float = 0.0
     partial: bool = False
 
@@ -93,11 +96,13 @@ def resolve_input(
 ) -> dict[str, Any]:
     """The preprocessing of a model's own config with what the user overrides, as timm's validate.py resolves it.
 
+    A model that is bound to a size is given the one that the user asks for, as ``fit_input`` does.
+
     Returns:
         timm's dictionary: ``input_size``, ``interpolation``, ``mean``, ``std``, ``crop_pct``, ``crop_mode``.
     """
     wanted = {"img_size": img_size, "crop_pct": crop_pct, "crop_mode": crop_mode, "interpolation": interpolation}
-    return resolve_data_config({key: value for key, value in wanted.items() if value}, model=model, use_test_size=True)
+    return fit_input(model, wanted, use_test_size=True)
 
 
 def measure(
@@ -215,6 +220,7 @@ class _Loop:
         self.loss = torch.zeros((), dtype=torch.float64, device="cpu" if device.type == "mps" else device)
         self.seen = 0
         self.bad: list[tuple[str, str]] = []
+        self.unturned = 0
 
     def warm_up(self, shape: tuple[int, ...]) -> None:
         """One batch of noise, so that compilation and the choice of kernels are not timed."""
@@ -228,6 +234,7 @@ class _Loop:
         if batch.broken:
             raise UserError(batch.broken)
         self.bad += batch.problems
+        self.unturned += batch.unturned
         if batch.lowest < 0:
             raise UserError(f"an image has the class {batch.lowest}: this split has no labels; choose another --split")
         if batch.highest >= self.classes.count:
@@ -286,7 +293,8 @@ class _Loop:
         totals = self.totals.cpu()
         count, top1, top5 = totals.sum(1).tolist()
         pairs = self.pairs.cpu().reshape(self.classes.count, -1) if len(self.pairs) else None
-        return Measurement(count, top1, top5, self.seen, float(self.loss), totals, pairs, self.bad, seconds)
+        told = (self.bad, self.unturned, seconds)
+        return Measurement(count, top1, top5, self.seen, float(self.loss), totals, pairs, *told)
 
 
 def _over_processes(own: Measurement) -> Measurement:
@@ -306,6 +314,7 @@ def _over_processes(own: Measurement) -> Measurement:
         per_class=torch.stack([part.per_class for part in gathered]).sum(0),
         confusion=_total([part.confusion for part in gathered]),
         bad=[entry for part in gathered for entry in part.bad],
+        unturned=sum(part.unturned for part in gathered),
         seconds=max(part.seconds for part in gathered),
     )
 

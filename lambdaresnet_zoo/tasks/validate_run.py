@@ -49,6 +49,7 @@ class Options:
     crop_pct: float | None = None
     crop_mode: str = ""
     interpolation: str = ""
+    upright: bool = False
     batch_size: int = 256
     workers: int = 4
     device: str = ""
@@ -69,7 +70,7 @@ class Options:
         """What the figures depend on beside model, weights, data and split, as one short text."""
         names: tuple[str, ...] = ("dataset", "split", "class_map", "input_key", "target_key", "img_size", "crop_pct")
         names += ("crop_mode", "interpolation", "channels_last", "torchcompile", "real_labels", "valid_labels")
-        names += ("skip_bad", "use_ema", "reparam")
+        names += ("skip_bad", "use_ema", "reparam", "upright")
         given = [(name, getattr(self, name)) for name in names]
         told = [f"{name}={_content(value)}" for name, value in given if value not in ("", None, False)]
         return " ".join([*told, f"amp={self.amp_dtype}"] if self.amp else told)
@@ -118,6 +119,8 @@ def run(options: Options) -> int:
                     write_classes(options.per_class, measured[0].per_class, measured[1].names)
                 for path, problem in measured[0].bad:
                     print(f"left out: {path}: {problem}", file=sys.stderr)
+                if measured[0].unturned:
+                    print(f"warning: {_unturned(measured[0].unturned)}", file=sys.stderr)
             if not process:
                 status = max(status, _verdict(row, options))
             if row["status"] == "partial":
@@ -199,10 +202,10 @@ def _prepare(
     if options.num_classes not in (None, size):
         raise UserError(f"--num-classes {options.num_classes}, and '{name}' has {size} classes")
     config = resolve_input(model, options.img_size, options.crop_pct, options.crop_mode, options.interpolation)
-    _fit(model, config["input_size"][1:])
     source = Source(**{field.name: getattr(options, field.name) for field in fields(Source)})
     real = read_real_labels(options.real_labels) if options.real_labels else None
     data = open_source(source, process, processes, named=real is not None)
+    data.images.upright = options.upright
     valid = read_valid_labels(options.valid_labels) if options.valid_labels else ()
     classes = match_classes(model, data.classes, valid, mapped=bool(options.class_map))
     if real is not None:
@@ -300,20 +303,20 @@ def _content(value: Any) -> str:
         raise UserError(f"{value} cannot be read: {error.strerror}") from error
 
 
+def _unturned(count: int) -> str:
+    have = "1 image has" if count == 1 else f"{count} images have"
+    return (
+        f"{have} an EXIF orientation and stayed as stored, as timm leaves them; train, label and predict turn such, "
+        "and so does validate --upright"
+    )
+
+
 def _weights(name: str, options: Options) -> tuple[str, str]:
     """Registered name and tag of weights; no tag for weights of one's own, nor a name for those of a folder."""
     if name.startswith(SOURCES):
         return "", ""
     cfg: Any = timm.models.get_pretrained_cfg(name)
     return cfg.architecture, "" if options.checkpoint else cfg.tag or ""
-
-
-def _fit(model: nn.Module, size: tuple[int, ...]) -> None:
-    """A model that is bound to a size takes another one."""
-    cfg: Any = model.pretrained_cfg
-    network: Any = model
-    if cfg.get("fixed_input_size") and tuple(cfg["input_size"][1:]) != tuple(size):
-        network.set_input_size(img_size=tuple(size))
 
 
 def _comparable(row: Mapping[str, Any], options: Options) -> None:

@@ -2,7 +2,7 @@
 
 timm's own data sets replace an image that does not decode by the next, or leave it out with a log line, and pad
 the last images of an uneven split with the first. That serves training; a figure needs every image, once.
-The readers, the decoding and the transform are timm's.
+The readers, the decoding and the transform are timm's; but images of more than 8 bits, which timm clips, are scaled.
 """
 
 import io
@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
 from ..errors import UserError, first_line
-from .images import image_problem
+from .images import convert_image, image_problem, is_turned
 
 __all__ = ["Batch", "Collate", "IndexedImages", "StreamedImages"]
 
@@ -34,6 +34,8 @@ class Sample(NamedTuple):
     problem: str = ""
     ends: bool = False
     """Nothing can be read after it."""
+    unturned: bool = False
+    """As it is stored, while its EXIF orientation asks for it to be turned."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,8 @@ class Batch:
     lowest: int
     highest: int
     """Of the classes, known without asking the device."""
+    unturned: int = 0
+    """Images as they are stored, while their EXIF orientation asks for them to be turned."""
 
     def to(self, *arguments: Any, **options: Any) -> "Batch":
         """The same with the classes on another device."""
@@ -77,7 +81,8 @@ class Collate:
             return torch.zeros((0, *self.input_size), dtype=torch.uint8), none
         images, targets = fast_collate([(sample.image, sample.target) for sample in good])
         names = tuple(sample.name for sample in good)
-        return images, Batch(targets, names, bad, broken, int(targets.min()), int(targets.max()))
+        unturned = sum(sample.unturned for sample in good)
+        return images, Batch(targets, names, bad, broken, int(targets.min()), int(targets.max()), unturned)
 
 
 class IndexedImages(Dataset):
@@ -93,6 +98,8 @@ class IndexedImages(Dataset):
     """
 
     transform: Any = None  # set by timm's create_loader
+    upright = False
+    """Turn images as their EXIF orientation says, which timm does not."""
 
     def __init__(self, dataset: Any, process: int = 0, processes: int = 1, named: bool = False):
         self.dataset = dataset
@@ -109,23 +116,26 @@ class IndexedImages(Dataset):
         except Exception as error:
             return _failed(self._name(index), error)
         try:
-            image = self.transform(read())
+            image = read()
+            unturned = is_turned(image)
+            image = self.transform(image)
         except Exception as error:  # a decoder may raise anything on a damaged file
             return Sample(None, 0, self._name(index), image_problem(error))
-        return Sample(image, target, self._name(index) if self.named else "")
+        return Sample(image, target, self._name(index) if self.named else "", unturned=unturned)
 
     def _read(self, index: int) -> tuple[Callable[[], Any], int]:
         """What gives the image, which may be damaged, and its class."""
         if not isinstance(self.dataset, ImageDataset):
             image, target = self.dataset[index]
-            return lambda: image, self._target(index, target)
+            is_open = isinstance(image, Image.Image)  # by torchvision, in a mode of its choice
+            return lambda: convert_image(image, "", self.upright) if is_open else image, self._target(index, target)
         reader = self.dataset.reader
         with _keys(reader):
             stream, target = reader[index]
 
         def read() -> Any:
             with stream:
-                return Image.open(stream).convert(self.dataset.input_img_mode)
+                return convert_image(Image.open(stream), self.dataset.input_img_mode, self.upright)
 
         return read, self._target(index, target)
 
@@ -150,6 +160,8 @@ class StreamedImages(IterableDataset):
     """
 
     transform: Any = None  # set by timm's create_loader
+    upright = False
+    """Turn images as their EXIF orientation says, which timm does not."""
 
     def __init__(self, reader: Any):
         self.reader = reader
@@ -167,11 +179,12 @@ class StreamedImages(IterableDataset):
                 return
             try:
                 image, target = read()
+                unturned = is_turned(image)
                 image, number = self.transform(image), _number(target)
             except Exception as error:  # a decoder may raise anything on a damaged file
                 yield _failed(name, error)
                 continue
-            yield Sample(image, number, name)
+            yield Sample(image, number, name, unturned=unturned)
 
     def _webdataset(self) -> Iterator[tuple[str, Any]]:
         import webdataset
@@ -193,7 +206,7 @@ class StreamedImages(IterableDataset):
                     decoded = _decode(
                         sample,
                         image_key=reader.input_key,
-                        image_mode=reader.input_img_mode,
+                        image_mode="",  # as it is stored
                         target_key=key,
                         alt_label=reader.split_info.alt_label,
                     )
@@ -202,7 +215,8 @@ class StreamedImages(IterableDataset):
                 if decoded is None:
                     return None, -1
                 with _keys(reader):
-                    return decoded["jpg"], self._mapped(decoded["target"])
+                    target = self._mapped(decoded["target"])
+                return convert_image(decoded["jpg"], reader.input_img_mode, self.upright), target
 
             yield f"{sample.get('__url__', '')}: {sample['__key__']}", read
 
@@ -225,7 +239,7 @@ class StreamedImages(IterableDataset):
                     target = self._mapped(example[reader.target_key])
                 stored = content.get("bytes")
                 image = Image.open(io.BytesIO(stored)) if stored else decoder.decode_example(content)
-                return image.convert(reader.input_img_mode), target
+                return convert_image(image, reader.input_img_mode, self.upright), target
 
             yield str(content.get("path") or f"example {number} of its worker"), read
 

@@ -12,11 +12,16 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet
 import pytest
+import timm
+import torch
 from command import one_line
-from validation_sets import NAMES, pictures, write, write_folder
+from safetensors.torch import save_file
+from validation_sets import NAMES, photographs, pictures, write, write_folder
 
+from lambdaresnet_zoo.errors import UserError
 from lambdaresnet_zoo.tasks.label import run as label_run
 from lambdaresnet_zoo.tasks.label.files import Choice, LabelStore, choose, read_labels
+from lambdaresnet_zoo.tasks.loading import fit_input
 from lambdaresnet_zoo.tasks.train.pseudo import read_pseudo_labels
 from lambdaresnet_zoo.weights.files import read_rows
 
@@ -285,3 +290,51 @@ def test_the_sizes_of_parts_depend_on_the_images_alone(tmp_path):
         store = LabelStore(tmp_path, count)
         assert store.size == size
         assert store.images(store.parts[-1])[-1] == count - 1
+
+
+def test_photographs_are_labelled_as_they_are_shown(label, tmp_path):
+    for name, rows in zip(("shown", "stored"), photographs(), strict=True):
+        assert label(data=write_folder(tmp_path / name, rows), out=tmp_path / f"{name}-labels")[0] == 0
+    shown, stored = (read_labels(tmp_path / f"{name}-labels") for name in ("shown", "stored"))
+    assert np.array_equal(shown.probabilities, stored.probabilities)
+    assert np.array_equal(shown.classes, stored.classes)
+
+
+BOUND = "lambdaresnet26rpt_256"
+
+
+@pytest.fixture(scope="module")
+def bound(tmp_path_factory):
+    """Weights of a network that is bound to a size, here to 64 pixels, and not to those of its configuration."""
+    torch.manual_seed(0)
+    model = timm.create_model(BOUND, num_classes=7, img_size=64)
+    path = tmp_path_factory.mktemp("bound") / "model.safetensors"
+    save_file(model.state_dict(), path)
+    return path
+
+
+def test_a_network_is_used_at_the_size_that_its_weights_are_of(command, bound, tmp_path):
+    """By every command that takes weights; `train` has a test of its own."""
+    data = write_folder(tmp_path / "images", pictures(8))
+    weights = ("--checkpoint", bound)
+    status, out, err = command("predict", "--model", BOUND, *weights, data, "--topk", 1, "--json")
+    assert (status, err) == (0, []) and len(out) == 8
+    predicted = [json.loads(line)["predictions"][0] for line in out]
+    common = ("--data", data, "--workers", 0, "--device", "cpu", *weights)
+    results = tmp_path / "rows.csv"
+    assert command("validate", "--model", BOUND, *common, "--results", results)[0] == 0
+    assert read_rows(results)[0]["img_size"] == "64"
+    assert command("label", "--teacher", BOUND, *common, "--out", tmp_path / "labels")[0] == 0
+    labels = read_labels(tmp_path / "labels")
+    assert labels.run["input_size"] == [3, 64, 64]
+    assert labels.labels.tolist() == [row["index"] for row in predicted]
+    np.testing.assert_allclose(labels.probabilities[:, 0], [row["probability"] for row in predicted], atol=1e-5)
+    assert command("label", "--teacher", BOUND, *common, "--out", tmp_path / "large", "--img-size", 96)[0] == 0
+    assert read_labels(tmp_path / "large").run["input_size"] == [3, 96, 96]
+
+
+def test_a_size_that_a_network_cannot_have_is_refused():
+    model = timm.create_model("gmlp_ti16_224", num_classes=3)
+    assert fit_input(model)["input_size"] == (3, 224, 224)
+    with pytest.raises(UserError, match="model 'gmlp_ti16_224' takes no input of 64 pixels"):
+        fit_input(model, {"img_size": 64})

@@ -5,14 +5,18 @@ import numpy as np
 import pytest
 import timm
 import torch
-from PIL import Image
+from command import one_line
+from PIL import Image, ImageOps
 from safetensors.torch import save_file
 
+from lambdaresnet_zoo.conversion.config import class_names
 from lambdaresnet_zoo.errors import UserError
 from lambdaresnet_zoo.tasks import images as images_module
-from lambdaresnet_zoo.tasks.images import find_images, open_image
+from lambdaresnet_zoo.tasks.images import find_images, is_turned, open_image
 from lambdaresnet_zoo.tasks.loading import label_names
 from lambdaresnet_zoo.tasks.predict import load_model, predict
+from lambdaresnet_zoo.weights.cards import Card
+from lambdaresnet_zoo.weights.folder import write_folder, write_model
 
 NAME = "test_lambdaresnet"
 
@@ -120,6 +124,32 @@ def test_16_bits_are_scaled_not_clipped(tmp_path, pixels, dtype):
     assert np.array_equal(opened, np.repeat(gray[..., None], 3, axis=2))
 
 
+def test_fractions_are_scaled_to_the_whole_range(tmp_path, pixels):
+    gray = pixels()[..., 0]
+    for name, values in (("fractions.tif", gray / 255), ("whole.tif", gray), ("wide.tif", gray * 257.0)):
+        Image.fromarray(values.astype(np.float32)).save(tmp_path / name)
+        opened = np.asarray(open_image(tmp_path / name))
+        assert np.array_equal(opened, np.repeat(gray[..., None], 3, axis=2)), name
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp", "a.tif"])
+def test_every_orientation_is_what_pillow_shows(tmp_path, pixels, orientation, name):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(pixels()).save(tmp_path / name, exif=exif)
+    shown = ImageOps.exif_transpose(Image.open(tmp_path / name)).convert("RGB")
+    opened = open_image(tmp_path / name)
+    assert np.array_equal(np.asarray(opened), np.asarray(shown)) and not is_turned(opened)
+    assert is_turned(open_image(tmp_path / name, upright=False)) == (orientation > 1 and name != "a.tif")
+
+
+def test_damaged_metadata_leave_an_image_as_it_is(tmp_path, pixels, recwarn):
+    Image.fromarray(pixels()).save(tmp_path / "a.png", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff")
+    assert np.array_equal(np.asarray(open_image(tmp_path / "a.png")), pixels())
+    assert not recwarn.list
+
+
 def test_dark_16_bit_image_stays_dark(tmp_path):
     Image.fromarray(np.full((8, 8), 200, np.uint16)).save(tmp_path / "a.png")
     assert np.asarray(open_image(tmp_path / "a.png")).max() == 1
@@ -193,6 +223,28 @@ def test_pickle_that_runs_code_is_refused(tmp_path, checkpoint):
     assert not marker.exists()
     torch.load(path, weights_only=False)  # the file does run code where it is let to
     assert marker.exists()
+
+
+def test_names_of_any_language_are_names():
+    names = ["\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645", "\U0001f469\u200d\U0001f52c", "a\u00a0b", "ant"]
+    assert class_names(names, 4) == tuple(names)
+    for name in ("a\nb", "a\u2028b", "a\u2029b", "\x1b[31m", "a\x85b", "\ud800"):
+        with pytest.raises(ValueError, match="no line of text"):
+            class_names([name], 1)
+
+
+def test_a_folder_of_any_architecture_is_checked_against_what_was_written(command, draw, tmp_path):
+    """timm's own networks do not look at the digest."""
+    torch.manual_seed(0)
+    model = timm.create_model("test_resnet", num_classes=3)
+    folder = tmp_path / "mine"
+    write_folder(folder, lambda path: write_model(path, model, Card("mine", "test_resnet"), label_names="abc"))
+    arguments = ("predict", "--model", f"local-dir:{folder}", draw("a.png"))
+    assert command(*arguments)[0] == 0
+    content = bytearray((folder / "model.safetensors").read_bytes())
+    content[-1] ^= 1
+    (folder / "model.safetensors").write_bytes(content)
+    one_line(command(*arguments), "model.safetensors is damaged, or another file: its sha256 is ")
 
 
 @pytest.mark.parametrize("name", ["a.pth", "a.safetensors", "a.npz"])

@@ -11,20 +11,24 @@ import tarfile
 import threading
 from pathlib import Path
 
+import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
 import timm
 from command import one_line
 from filelock import FileLock
+from PIL import Image
 from safetensors.torch import save_file
 from timm.data import ImageNetInfo
 from validation_sets import (
     COUNT,
     NAMES,
     counts,
+    photographs,
     pictures,
     row_of,
+    timm_figures,
     write,
     write_folder,
     write_parquet,
@@ -121,6 +125,54 @@ def test_a_truncated_image_stops_the_run_and_is_named(validate, tmp_path, rows, 
     data = write(kind, tmp_path, damaged(rows, 9))
     parts = ["009", "damaged", "--skip-bad", "test-0.tar" if kind == "webdataset" else ""]
     one_line(validate("--data", data, "--workers", workers), *parts)
+
+
+def source(kind, root, rows):
+    """Rows in a form, as the command is told of it."""
+    data = write("parquet" if kind == "hfids" else kind, root, rows)
+    return ["--dataset", f"hfids/{data}"] if kind == "hfids" else ["--data", data]
+
+
+FIGURES = ("top1", "top5", "loss", "count")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("kind", ["folder", "tar", "parquet", "webdataset", "hfids"])
+def test_photographs_are_as_stored_and_where_asked_as_shown(validate, checkpoint, tmp_path, kind, workers):
+    shown, stored = photographs()
+    results = ("--results", tmp_path / "rows.csv", "--workers", workers)
+    status, _, err = validate(*source(kind, tmp_path / "stored", [*stored[:-2], *shown[-2:]]), *results)
+    assert status == 0 and err == [
+        "warning: 21 images have an EXIF orientation and stayed as stored, as timm leaves them; train, label and "
+        "predict turn such, and so does validate --upright"
+    ]
+    folder = write_folder(tmp_path / "plain", [*stored[:-2], *shown[-2:]])
+    right, right5, loss = timm_figures(NAME, checkpoint, folder, 256)
+    assert counts(row_of(tmp_path / "rows.csv")) == (right, right5)
+    assert float(row_of(tmp_path / "rows.csv")["loss"]) == pytest.approx(loss, abs=2e-6)
+    rows = []
+    for root, given, more in (("stored", stored, ["--upright"]), ("shown", shown, [])):
+        status, _, err = validate(*source(kind, tmp_path / "more" / root, given), *results, *more)
+        assert status == 0 and err == []
+        rows.append(row_of(tmp_path / "rows.csv"))
+    assert [rows[0][name] for name in FIGURES] == [rows[1][name] for name in FIGURES]
+    assert "upright=True" in rows[0]["options"] and float(rows[0]["loss"]) != pytest.approx(loss, abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["folder", "tar", "parquet", "webdataset", "hfids"])
+def test_16_bits_are_scaled_as_predict_scales_them(validate, tmp_path, kind):
+    rows = []
+    for root, wide in (("wide", True), ("narrow", False)):
+        given = []
+        for label, content in pictures():
+            grey = np.asarray(Image.open(io.BytesIO(content)).convert("L"))
+            stream = io.BytesIO()
+            Image.fromarray(grey.astype(np.uint16) * 257 if wide else grey).save(stream, "PNG")
+            given.append((label, stream.getvalue()))
+        data = source(kind, tmp_path / root, given)
+        assert validate(*data, "--results", tmp_path / "rows.csv")[0] == 0
+        rows.append(row_of(tmp_path / "rows.csv"))
+    assert [rows[0][name] for name in FIGURES] == [rows[1][name] for name in FIGURES]
 
 
 @pytest.mark.parametrize("kind", ["folder", "parquet", "webdataset", "hfids"])

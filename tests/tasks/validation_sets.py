@@ -28,6 +28,23 @@ def pictures(count=COUNT):
         yield number * number % 7 if number > 6 else number, stream.getvalue()
 
 
+def photographs(count=COUNT):
+    """The pictures twice, without loss: as a viewer shows them, and stored turned, with an EXIF orientation."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    shown, stored = [], []
+    for label, content in pictures(count):
+        image = Image.open(io.BytesIO(content))
+        for rows, picture, more in (
+            (shown, image, {}),
+            (stored, image.transpose(Image.Transpose.ROTATE_90), {"exif": exif}),
+        ):
+            stream = io.BytesIO()
+            picture.save(stream, "PNG", **more)
+            rows.append((label, stream.getvalue()))
+    return shown, stored
+
+
 def write_folder(root, rows):
     for number, (label, content) in enumerate(rows):
         path = root / NAMES[label] / f"{number:03d}.jpg"

@@ -34,6 +34,8 @@ class CocoData:
     """Of the images in use, in the file's order."""
     categories: dict[int, str]
     """Names by id, which may have gaps; sorted by id."""
+    masks: bool = True
+    """Whether they have masks to be scored: of every annotation that needs one, and checked."""
 
     def file(self, image_id: int) -> Path:
         """Where an image is."""
@@ -64,10 +66,11 @@ class CocoData:
 def read_coco(
     path: str | Path,
     folder: str | Path,
-    masks: bool,
+    masks: bool | None,
     skip_bad: bool = False,
     limit: int | None = None,
     image_ids: Sequence[int] = (),
+    scored: bool = False,
 ) -> CocoData:
     """Read and check an annotation file.
 
@@ -77,10 +80,11 @@ def read_coco(
     Args:
         path: the annotation file.
         folder: of the images that it names.
-        masks: whether each annotation needs a segmentation.
+        masks: whether each annotation needs a segmentation; None asks for them where all have one.
         skip_bad: leave out annotations that are wrong, and list them on stderr.
         limit: use only so many images, the first ones.
         image_ids: use only these images.
+        scored: whether detections are scored on the data, for which crowd regions need segmentations too.
 
     Raises:
         UserError: pycocotools is missing, the file is not COCO's format, or something in it is wrong;
@@ -93,18 +97,22 @@ def read_coco(
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder of images; check the name")
     content = _parse(path)
-    images = _by_id(path, "image", content["images"], ("file_name", "width", "height"))
-    categories = _by_id(path, "category", content["categories"], ("name",))
-    annotations = _by_id(path, "annotation", content["annotations"], ("image_id", "category_id"))
+    images = _by_id(path, "image", content["images"], {"file_name": str, "width": int, "height": int})
+    categories = _by_id(path, "category", content["categories"], {"name": object})
+    annotations = _by_id(path, "annotation", content["annotations"], {"image_id": object, "category_id": object})
     unknown = [number for number in image_ids if number not in images]
     if unknown:
         raise UserError(f"{path} has no image with the id {unknown[0]}")
     chosen = [number for number in images if not image_ids or number in image_ids][:limit]
     if not chosen or not categories:
         raise UserError(f"{path} has {len(images)} images and {len(categories)} categories: at least 1 of each")
+    if masks is None:
+        masks = all(found.get("segmentation") for found in annotations.values())
     problems = {}
     for number, found in annotations.items():
-        problem = _annotation_problem(found, images, categories, masks)
+        problem = _annotation_problem(found, images, categories)
+        if not problem and masks and (scored or not found.get("iscrowd")):
+            problem = _mask_problem(found.get("segmentation"), images[found["image_id"]])
         if problem:
             problems[number] = f"annotation {number} of image {_named(images, found['image_id'])}: {problem}"
     tell_problems(path, list(problems.values()), skip_bad)
@@ -120,7 +128,7 @@ def read_coco(
     with contextlib.redirect_stdout(io.StringIO()):
         coco.createIndex()
     names = {number: str(categories[number]["name"]) for number in sorted(categories)}
-    return CocoData(path, folder, coco, chosen, names)
+    return CocoData(path, folder, coco, chosen, names, masks)
 
 
 def need_pycocotools() -> None:
@@ -166,7 +174,8 @@ def _parse(path: Path) -> dict[str, Any]:
     return content
 
 
-def _by_id(path: Path, what: str, entries: Sequence[Any], keys: tuple[str, ...]) -> dict[int, dict[str, Any]]:
+def _by_id(path: Path, what: str, entries: Sequence[Any], keys: Mapping[str, type]) -> dict[int, dict[str, Any]]:
+    """Entries by their ids, each with the keys, whose values are of these types."""
     found: dict[int, dict[str, Any]] = {}
     for position, entry in enumerate(entries):
         if not isinstance(entry, dict) or not isinstance(entry.get("id"), int):
@@ -174,16 +183,24 @@ def _by_id(path: Path, what: str, entries: Sequence[Any], keys: tuple[str, ...])
         missing = [key for key in keys if key not in entry]
         if missing:
             raise UserError(f"{path}: {what} {entry['id']} has no '{missing[0]}'")
+        for key, kind in keys.items():
+            if kind is int and isinstance(entry[key], float) and entry[key].is_integer():
+                entry[key] = int(entry[key])  # tables are written so
+        wrong = [key for key, kind in keys.items() if not isinstance(entry[key], kind)]
+        if wrong:
+            told = f"{wrong[0]} {entry[wrong[0]]!r}, which is no {'text' if keys[wrong[0]] is str else 'whole number'}"
+            raise UserError(f"{path}: {what} {entry['id']} has the {told}")
         if entry["id"] in found:
             raise UserError(f"{path}: two {what} entries have the id {entry['id']}; number them anew")
         found[entry["id"]] = entry
     return found
 
 
-def _annotation_problem(
-    found: Mapping[str, Any], images: Mapping[int, Any], categories: Mapping[int, Any], masks: bool
-) -> str:
-    """What is wrong with an annotation, or nothing."""
+def _annotation_problem(found: Mapping[str, Any], images: Mapping[int, Any], categories: Mapping[int, Any]) -> str:
+    """What is wrong with an annotation beside its mask, or nothing."""
+    wrong = [key for key in ("image_id", "category_id") if not _is_number(found[key])]
+    if wrong:
+        return f"{wrong[0]} {found[wrong[0]]!r} is no number"
     if found["image_id"] not in images:
         return "there is no such image"
     if found["category_id"] not in categories:
@@ -194,23 +211,25 @@ def _annotation_problem(
         return f"bbox {box} is not [x, y, width, height]"
     if box[2] <= 0 or box[3] <= 0:
         return f"the box has width {box[2]} and height {box[3]}; both must be above 0"
-    if masks and not found.get("iscrowd"):
-        image = images[found["image_id"]]
-        return _mask_problem(found.get("segmentation"), (image["height"], image["width"]))
+    if found.get("area") is not None and not _is_number(found["area"]):
+        return f"area {found['area']!r} is no number"
     return ""
 
 
-def _mask_problem(mask: Any, size: tuple[int, int]) -> str:
+def _mask_problem(mask: Any, image: Mapping[str, Any]) -> str:
+    """What is wrong with the segmentation of an object on an image, or nothing."""
     if not mask:
         return "no segmentation, and a network with masks needs one; train faster_rcnn or retinanet without"
     if isinstance(mask, dict):
-        if list(mask.get("size", ())) != list(size):
-            return f"the run lengths are of {mask.get('size')} (height, width), and the image is {list(size)}"
+        size, given = [image["height"], image["width"]], mask.get("size")
+        if given != size:
+            return f"the run lengths are of {given} (height, width), and the image is {size}"
         counts = mask.get("counts")
-        if isinstance(counts, list):
-            good = all(isinstance(count, int) and count >= 0 for count in counts) and sum(counts) == math.prod(size)
-            return "" if good else "the run lengths do not add up to the image"
-        return "" if isinstance(counts, str) and counts else "run lengths without counts"
+        if not counts or not isinstance(counts, list | str):
+            return "run lengths without counts"
+        counts = _run_lengths(counts) if isinstance(counts, str) else counts
+        good = all(isinstance(count, int) and count >= 0 for count in counts) and sum(counts) == math.prod(size)
+        return "" if good else "the run lengths do not add up to the image"
     if not isinstance(mask, list):
         return "the segmentation is neither polygons nor run lengths"
     for polygon in mask:
@@ -219,17 +238,40 @@ def _mask_problem(mask: Any, size: tuple[int, int]) -> str:
     return ""
 
 
+def _run_lengths(text: str) -> list[int]:
+    """The counts that COCO has written as text, empty where it is none: pycocotools decodes some of that to noise.
+
+    A count has five bits a character, the lowest first, from the fourth on less the one before the last.
+    """
+    counts: list[int] = []
+    value = shift = 0
+    for character in text:
+        bits = ord(character) - ord("0")
+        if not 0 <= bits < 64 or shift > 60:
+            return []
+        value |= (bits & 0x1F) << shift
+        shift += 5
+        if bits & 0x20:
+            continue  # there is more of it
+        value -= (bits & 0x10) << (shift - 4)  # the sign
+        counts.append(value + (counts[-2] if len(counts) > 2 else 0))
+        value = shift = 0
+    return [] if shift else counts
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _completed(found: Mapping[str, Any]) -> dict[str, Any]:
     width, height = found["bbox"][2:]
-    return {"iscrowd": 0, "area": width * height, **found}
+    given = {key: value for key, value in found.items() if value is not None}
+    return {"area": width * height, **given, "iscrowd": int(bool(found.get("iscrowd")))}
 
 
-def _named(images: Mapping[int, Any], image_id: int) -> str:
-    return f"{image_id} ({images[image_id]['file_name']})" if image_id in images else str(image_id)
+def _named(images: Mapping[int, Any], image_id: Any) -> str:
+    known = _is_number(image_id) and image_id in images
+    return f"{image_id} ({images[image_id]['file_name']})" if known else str(image_id)
 
 
 def object_mask(data: CocoData, found: Mapping[str, Any]) -> "np.ndarray":

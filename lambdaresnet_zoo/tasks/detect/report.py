@@ -49,7 +49,9 @@ def _published(backbone: str, width: int) -> list[str]:
 def write_report(path: Path, row: Mapping[str, Any]) -> None:
     """Append a row of figures to a csv file."""
     shown = {key: f"{value:.4f}" if isinstance(value, float) else value for key, value in row.items()}
-    write_rows(path, [*(read_rows(path) if path.exists() else []), shown])
+    rows: list[dict[str, Any]] = [*(read_rows(path) if path.exists() else []), shown]
+    columns = dict.fromkeys(key for each in rows for key in each)  # of a detector without masks there are fewer
+    write_rows(path, [{**dict.fromkeys(columns, ""), **each} for each in rows])
 
 
 def _percent(value: float) -> str:

@@ -1,5 +1,6 @@
 """The commands `detect train` and `detect validate`: data, detector, loop, report; alone or under torchrun."""
 
+import hashlib
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -190,7 +191,7 @@ def _prepare(
     validation = None
     if options.val_annotations:
         folder = options.val_images or options.images
-        validation = read_coco(options.val_annotations, folder, masks, options.skip_bad)
+        validation = read_coco(options.val_annotations, folder, masks, options.skip_bad, scored=True)
         check_categories(validation, data.categories)
         validation = _sound(validation, options, process, processes)
     config = DetectorConfig(
@@ -218,8 +219,12 @@ def _prepare(
     run = {
         "detector": config.kind,
         "backbone": config.backbone,
-        "categories": len(config.categories),
+        "category": config.categories,
         "images": len(data.ids),
+        "image_ids": hashlib.sha256(repr(data.ids).encode()).hexdigest()[:12],
+        "keep_empty": options.keep_empty,
+        "model_kwargs": {key: repr(value) for key, value in config.backbone_kwargs.items()},
+        "freeze": " ".join(sorted(options.freeze)) or "nothing",
         "seed": options.seed,
         "recipe": {key: repr(value) for key, value in asdict(recipe).items()},
     }
@@ -258,10 +263,12 @@ def validate(options: ValidateOptions) -> int:
 
         def prepare() -> tuple[nn.Module, DetectorConfig, CocoData]:
             model, config = load_detector(options.checkpoint, device)
-            data = read_coco(
-                options.annotations, options.images, False, options.skip_bad, options.limit, options.image_ids
-            )
+            masks = None if config.has_masks else False
+            chosen = (options.skip_bad, options.limit, options.image_ids)
+            data = read_coco(options.annotations, options.images, masks, *chosen, scored=True)
             check_categories(data, config.categories)
+            if config.has_masks and not data.masks and not process:
+                print(f"{data.path}: not every annotation has a segmentation: boxes alone are scored", file=sys.stderr)
             return model, config, _sound(data, options, process, processes)
 
         try:
@@ -308,7 +315,7 @@ def _measure(
     if output:
         for path in write_results(Path(output), found, masks):
             print(f"wrote {path}", file=sys.stderr)
-    return score(data, found, masks)
+    return score(data, found, masks and data.masks)
 
 
 def check_categories(data: CocoData, known: Mapping[int, str]) -> None:

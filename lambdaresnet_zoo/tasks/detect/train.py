@@ -99,11 +99,19 @@ class Training:
         """
         path = path or self.checkpoint
         state = read_state(path, self.loop.device)
-        check_run(path, {key: value for key, value in state.items() if key not in CONTENT}, self.run)
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
-        self.step = self.saved = state["step"]
+        before = {key: value for key, value in state.items() if key not in CONTENT}
+        here = dict(self.run)
+        if "categories" in before:  # of a version that noted their number and less of the rest
+            before["category"] = before.pop("categories")
+            here = {key: here[key] for key in before if key in here} | {"category": len(here["category"])}
+        check_run(path, _flat(before), _flat(here))
+        try:
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.scaler.load_state_dict(state["scaler"])
+            self.step = self.saved = state["step"]
+        except (KeyError, ValueError, RuntimeError) as error:
+            raise UserError(f"{path} does not fit this network: {first_line(error)}; give another --output") from error
 
     def save(self) -> None:
         """Write the checkpoint; the first process alone does.
@@ -234,3 +242,11 @@ class Training:
         row |= {key: f"{value:.5f}" for key, value in losses.items()}
         before = [old for old in read_rows(path) if int(old["step"]) < self.step] if path.exists() else []
         write_rows(path, [*before, row])
+
+
+def _flat(run: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run is, an entry for each part, for what differs to be told alone: ``category 7``, ``recipe lr``."""
+    flat: dict[str, Any] = {}
+    for key, value in run.items():
+        flat |= {f"{key} {part}": one for part, one in value.items()} if isinstance(value, Mapping) else {key: value}
+    return flat

@@ -67,6 +67,8 @@ class UnlabelledImages(IndexedImages):
         indices: places of the images to give, in this order.
     """
 
+    upright = True  # as `train` and `predict` see images
+
     def __init__(self, dataset: Any, indices: Sequence[int]):
         super().__init__(dataset)
         self.indices = indices
@@ -184,6 +186,7 @@ def _prepare(
         "input_size": list(config["input_size"]),
         "crop_pct": config["crop_pct"],
         "interpolation": config["interpolation"],
+        "upright": UnlabelledImages.upright,
         "precision": str(Precision(options.amp_dtype if options.amp else "")),
         "topk": topk,
     }

@@ -74,7 +74,9 @@ def export_model(
         measured=figures,
     )
     cfg = {key: config[key] for key in ("input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std")}
-    cfg |= {"tag": None, "num_classes": len(data.classes)}
+    # Size and crop for evaluation were those of the weights that it began with.
+    cfg |= dict.fromkeys(("tag", "test_input_size", "test_pool_size", "test_crop_pct"))
+    cfg["num_classes"] = len(data.classes)
     folder = output / MODEL
     fresh = output / f".{MODEL}.new"
     shutil.rmtree(fresh, ignore_errors=True)

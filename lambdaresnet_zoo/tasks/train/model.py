@@ -6,8 +6,8 @@ from typing import Any
 
 import timm
 import torch
-from timm.data import ImageNetInfo, resolve_data_config
-from timm.models import group_parameters
+from timm.data import ImageNetInfo
+from timm.models import get_model_input_config, group_parameters
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -16,7 +16,7 @@ from ...errors import UserError, first_line
 from ...registry import check_name, is_own
 from ...weights import hub
 from ...weights.reading import check_values, read_checkpoint
-from ..loading import SOURCES, load_model
+from ..loading import SOURCES, check_folder, fit_input, load_model
 from .options import TrainOptions
 
 __all__ = ["Freezing", "build_model", "input_config", "stages"]
@@ -48,6 +48,8 @@ def build_model(options: TrainOptions, classes: Sequence[str]) -> nn.Module:
         arguments["pretrained_cfg_overlay"] = _given_weights(name, options.initial_checkpoint)
     torch.manual_seed(options.seed)
     try:
+        if options.is_finetuning and not options.initial_checkpoint:
+            check_folder(name)
         with hub.quiet():
             model: Any = timm.create_model(name, pretrained=options.is_finetuning, **arguments)
     except Exception as error:  # a folder's or the Hub's content, the network, an option: anything
@@ -80,26 +82,23 @@ def _given_weights(name: str, checkpoint: str) -> dict[str, Any]:
 
 
 def input_config(model: nn.Module, options: TrainOptions) -> dict[str, Any]:
-    """Timm's dictionary of the preprocessing: the model's own with what the user overrides."""
+    """Timm's dictionary of the preprocessing: the model's own with what the user overrides; the model fits it.
+
+    Raises:
+        UserError: the model takes no input of this size.
+    """
     names = ("img_size", "crop_pct", "crop_mode", "interpolation", "mean", "std")
-    wanted = {name: value for name in names if (value := getattr(options, name))}
-    return resolve_data_config(wanted, model=model)
+    return fit_input(model, {name: getattr(options, name) for name in names})
 
 
 def _fit(model: Any, options: TrainOptions) -> None:
     """The network at the size of its input, if it can have that."""
-    size = tuple(input_config(model, options)["input_size"][1:])
+    size = options.img_size or min(get_model_input_config(model)["input_size"][1:])
     infos = getattr(model, "feature_info", None) or []
     stride = max((info["reduction"] for info in infos), default=1)
-    if min(size) < stride:
-        raise UserError(f"--img-size {min(size)} is less than the stride of '{options.model}', {stride} pixels")
-    if model.pretrained_cfg.get("fixed_input_size") and tuple(model.pretrained_cfg["input_size"][1:]) != size:
-        try:
-            model.set_input_size(img_size=size)
-        except (AttributeError, AssertionError, ValueError) as error:
-            raise UserError(
-                f"model '{options.model}' takes no input of {size[0]} pixels: {first_line(error)}"
-            ) from error
+    if size < stride:
+        raise UserError(f"--img-size {size} is less than the stride of '{options.model}', {stride} pixels")
+    input_config(model, options)
 
 
 def _same_classes(model: Any, classes: Sequence[str]) -> bool:

@@ -74,6 +74,8 @@ class IndexedPairs(IndexedImages):
         processes: that share them.
     """
 
+    upright = True  # as `predict` shows the network what it is used on
+
     def __init__(
         self,
         dataset: Any,
@@ -168,6 +170,8 @@ class TrainStream(StreamedImages):
         epoch: its orders differ.
         skip: batches of each worker that are passed over, undecoded.
     """
+
+    upright = True
 
     def __init__(self, reader: Any, transform: Any, seed: int, batch_size: int, epoch: int, skip: int) -> None:
         super().__init__(reader)

@@ -89,6 +89,32 @@ def test_crowds_and_images_without_objects(tmp_path):
     assert target["boxes"].shape == (0, 4) and target["masks"].shape == (0, 96, 128) and target["labels"].shape == (0,)
 
 
+def test_a_crowd_needs_a_segmentation_where_it_is_scored_alone(tmp_path):
+    def crowd(content):
+        content["annotations"][0] |= {"iscrowd": 1}
+        del content["annotations"][0]["segmentation"]
+        content["annotations"][1] |= {"iscrowd": 1, "segmentation": []}
+        content["annotations"][2] |= {"iscrowd": 1, "segmentation": {"size": [96, 128], "counts": "garbage!!"}}
+
+    path, folder = write_set(tmp_path, change=crowd)
+    assert read_coco(path, folder, masks=True).masks
+    with pytest.raises(UserError, match=r"annotation 1 of image 5 \(0.png\): no segmentation.*2 more like it"):
+        read_coco(path, folder, masks=True, scored=True)
+    assert not read_coco(path, folder, masks=None, scored=True).masks
+
+
+def test_what_tables_leave_empty_or_write_as_fractions_is_read(tmp_path):
+    def table(content):
+        content["images"][0] |= {"width": 128.0, "height": 96.0}
+        content["annotations"][0] |= {"iscrowd": None, "area": None, "image_id": 5.0}
+
+    path, folder = write_set(tmp_path, change=table)
+    data = read_coco(path, folder, masks=True)
+    found = data.coco.anns[1]
+    assert found["iscrowd"] == 0 and found["area"] == 36 * 40
+    assert data.coco.annToMask(found).shape == (96, 128)
+
+
 def annotation(**changes):
     return lambda content: content["annotations"][1].update(changes)
 
@@ -118,6 +144,17 @@ PROBLEMS = {
         annotation(segmentation={"size": [96, 128], "counts": [5, 6]}),
         "annotation 2 of image 5 (0.png): the run lengths do not add up",
     ),
+    "text that is no mask": (
+        annotation(segmentation={"size": [96, 128], "counts": "garbage!!"}),
+        "annotation 2 of image 5 (0.png): the run lengths do not add up",
+    ),
+    "text of a smaller mask": (
+        annotation(segmentation={"size": [96, 128], "counts": "1" * 200}),
+        "annotation 2 of image 5 (0.png): the run lengths do not add up",
+    ),
+    "category of a list": (annotation(category_id=[1]), "annotation 2 of image 5 (0.png): category_id [1] is no"),
+    "image of a mapping": (annotation(image_id={}), "annotation 2 of image {}: image_id {} is no number"),
+    "area": (annotation(area="big"), "annotation 2 of image 5 (0.png): area 'big' is no number"),
     "missing file": (
         lambda content: content["images"][1].update(file_name="no.png"),
         "image 15 (no.png): no such file",
@@ -153,6 +190,14 @@ STRUCTURE = {
     "no id": ({"images": [{}], "categories": [], "annotations": []}, "image at position 0 has no whole number"),
     "twice": ({"images": [], "categories": [{"id": 1, "name": "a"}] * 2, "annotations": []}, "two category entries"),
     "no name": ({"images": [], "categories": [{"id": 1}], "annotations": []}, "category 1 has no 'name'"),
+    "name of a number": (
+        {"images": [{"id": 1, "file_name": 5, "width": 1, "height": 1}], "categories": [], "annotations": []},
+        "image 1 has the file_name 5, which is no text",
+    ),
+    "width of text": (
+        {"images": [{"id": 1, "file_name": "a", "width": "1", "height": 1}], "categories": [], "annotations": []},
+        "image 1 has the width '1', which is no whole number",
+    ),
     "nothing": ({"images": [], "categories": [], "annotations": []}, "0 images and 0 categories"),
 }
 

@@ -56,6 +56,25 @@ def test_ap_is_that_of_pycocotools_on_the_written_results(command, coco, learnt,
     assert not any("published" in line for line in out)
 
 
+def test_a_mask_rcnn_is_scored_by_its_boxes_where_the_data_have_no_masks(command, learnt, tmp_path):
+    def boxes_alone(content):
+        content["annotations"][0] |= {"iscrowd": 1}
+        for found in content["annotations"]:
+            del found["segmentation"]
+
+    path, folder = write_set(tmp_path, change=boxes_alone)
+    results = tmp_path / "figures.csv"
+    data = ("--annotations", path, "--images", folder, "--workers", 0, "--results", results)
+    status, out, err = command("detect", "validate", "--checkpoint", learnt, *data)
+    assert status == 0 and err == [f"{path}: not every annotation has a segmentation: boxes alone are scored"]
+    assert not any(line.startswith("mask ") for line in out)
+    assert float(read_rows(results)[0]["box_ap50"]) > 0.2 and "mask_ap" not in read_rows(results)[0]
+    write_set(tmp_path)
+    assert command("detect", "validate", "--checkpoint", learnt, *data)[0] == 0
+    without, with_masks = read_rows(results)
+    assert without["mask_ap"] == "" and without["box_ap"] and with_masks["mask_ap"]
+
+
 def test_perfect_masks_score_1(tmp_path):
     path, folder = write_set(tmp_path)
     data = read_coco(path, folder, masks=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from coco_sets import TINY, TINY_RUN
+from coco_sets import TINY, TINY_RUN, write_set
 from command import one_line
 from safetensors.torch import load_file
 
@@ -115,6 +115,62 @@ def test_a_stopped_run_ends_as_an_unstopped_one(command, coco, tmp_path, monkeyp
     assert all(torch.equal(value, cut[key]) for key, value in whole.items())
     assert read_rows(tmp_path / "whole" / "log.csv") == read_rows(tmp_path / "cut" / "log.csv")
     assert not list(tmp_path.rglob("*.tmp"))
+
+
+def other_category(content):
+    content["categories"][0] = {"id": 9, "name": "other"}
+    for found in content["annotations"]:
+        found["category_id"] = 9 if found["category_id"] == 7 else 3
+
+
+def other_images(content):
+    for entry, key in ((content["images"], "id"), (content["annotations"], "image_id")):
+        for one in entry:
+            one[key] += 1
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory, coco):
+    """The folder of a run of one step."""
+    from lambdaresnet_zoo.cli import main
+
+    folder = tmp_path_factory.mktemp("begun")
+    assert main([str(value) for value in (*ARGUMENTS, *coco, "--steps", 1, "--output", folder)]) == 0
+    return folder
+
+
+OTHER_RUNS = {
+    "category": (other_category, (), "category 9 not set there, other here; category 7 red there, not set here"),
+    "images": (other_images, (), "image_ids "),
+    "limit": (None, ("--limit", 2), "images 4 there, 2 here; image_ids "),
+    "empty": (None, ("--keep-empty",), "keep_empty False there, True here"),
+    "freeze": (None, ("--freeze", "stem", "c2"), "freeze nothing there, c2 stem here"),
+    "backbone": (None, ("--model-kwargs", "act_layer=silu"), "model_kwargs act_layer not set there, 'silu' here"),
+    "recipe": (None, ("--lr", 0.5), "is of another run: recipe lr "),
+}
+
+
+@pytest.mark.parametrize("kind", OTHER_RUNS)
+def test_another_run_is_not_continued(command, begun, coco, tmp_path, kind):
+    change, arguments, message = OTHER_RUNS[kind]
+    if change:
+        annotations, images = write_set(tmp_path, change=change)
+        coco = ("--annotations", annotations, "--images", images)
+    before = (begun / "detector.json").read_text()
+    again = (*ARGUMENTS, *coco, "--steps", 1, "--output", begun, "--resume", *arguments)
+    one_line(command(*again), "last.pt is of another run: ", message, "give another --output")
+    assert (begun / "detector.json").read_text() == before
+
+
+def test_a_run_of_the_version_before_is_continued(command, begun, coco, tmp_path):
+    state = torch.load(begun / "last.pt", weights_only=True)
+    for key in ("category", "image_ids", "keep_empty", "model_kwargs", "freeze"):
+        del state[key]
+    torch.save({**state, "categories": 2}, tmp_path / "last.pt")
+    again = (*ARGUMENTS, *coco, "--steps", 1, "--output", tmp_path, "--resume")
+    one_line(command(*again, "--freeze", "c2"), "last.pt does not fit this network: ")
+    one_line(command(*again, "--seed", 1), "is of another run: seed 42 there, 1 here; give")
+    assert command(*again)[0] == 0
 
 
 def test_passes_of_half_a_batch_add_up(command, coco, tmp_path, monkeypatch):

@@ -76,6 +76,22 @@ def test_every_form_is_trained_and_evaluated_on(train, coloured, tmp_path, kind)
     assert config["label_names"] == (["0", "1", "2"] if kind == "webdataset" else list(NAMES))
 
 
+@pytest.mark.parametrize("kind", ["folder", "parquet", "webdataset"])
+def test_photographs_are_trained_and_evaluated_on_as_they_are_shown(train, coloured, tmp_path, kind):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    shutil.copytree(coloured, tmp_path / "stored")
+    for path in (tmp_path / "stored").rglob("*.png"):
+        Image.open(path).transpose(Image.Transpose.ROTATE_90).save(path, exif=exif)
+    more = ("--num-classes", 3) if kind == "webdataset" else ()
+    for name, source in (("one", coloured), ("two", tmp_path / "stored")):
+        data = write_form(kind, source, tmp_path / f"{kind}-{name}")
+        assert train("--output", tmp_path / name, "--epochs", 1, *more, data=data)[0] == 0
+    assert equal(weights(tmp_path / "one"), weights(tmp_path / "two"))
+    one, two = (read_rows(tmp_path / name / "summary.csv")[0] for name in ("one", "two"))
+    assert [one[name] for name in ("eval_loss", "eval_top1")] == [two[name] for name in ("eval_loss", "eval_top1")]
+
+
 def test_tar_of_one_file_and_no_split_holds_some_out(train, coloured, tmp_path):
     path = write_form("tar", coloured, tmp_path / "tars") / "train.tar"
     status, out, err = train("--output", tmp_path / "run", "--epochs", 1, "-b", 8, data=path)

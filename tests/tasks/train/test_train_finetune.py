@@ -144,6 +144,38 @@ def test_global_layers_are_resampled_for_another_size(command, coloured, tmp_pat
     assert model(torch.zeros(1, 3, 64, 64)).shape == (1, 3)
 
 
+def test_a_network_that_was_built_for_a_size_is_trained_at_it(command, coloured, tmp_path):
+    options = ("--model-kwargs", "img_size=64", "--epochs", 1, "--batch-size", 18, "--warmup-epochs", 0)
+    arguments = ("--model", "lambdaresnet26rpt_256", "--data", coloured, "--output", tmp_path, *options, *QUICK)
+    status, out, err = command("train", *arguments)
+    assert (status, err) == (0, []) and "3x64x64" in out[0]
+    model = timm.create_model(f"local-dir:{tmp_path / 'model'}", pretrained=True)
+    assert model.pretrained_cfg["input_size"] == (3, 64, 64)
+
+
+def test_validate_measures_what_training_measured(command, coloured, tmp_path):
+    """Of a network of timm that has another size and crop for evaluation."""
+    options = ("--model", "resnet10t", "--img-size", 64, "--epochs", 2, "--batch-size", 12, "--warmup-epochs", 0)
+    assert command("train", "--data", coloured, "--output", tmp_path, *options, *QUICK)[0] == 0
+    model, results = f"local-dir:{tmp_path / 'model'}", tmp_path / "rows.csv"
+    data = ("--data", coloured / "val", "--workers", 0, "--device", "cpu", "--results", results)
+    assert command("validate", "--model", model, *data)[0] == 0
+    row, best = read_rows(results)[0], read_rows(tmp_path / "summary.csv")
+    assert row["img_size"] == "64" and row["crop_pct"] == "0.875"
+    assert any(abs(float(row["loss"]) - float(epoch["eval_loss"])) < 1e-4 for epoch in best)
+
+
+def test_a_damaged_folder_is_not_tuned_on(command, coloured, tmp_path):
+    common = ("--data", coloured, "--epochs", 1, "--warmup-epochs", 0, "--batch-size", 12, *QUICK)
+    assert command("train", "--model", "test_resnet", *common, "--img-size", 64, "--output", tmp_path)[0] == 0
+    path = tmp_path / "model" / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    again = ("--model", f"local-dir:{path.parent}", "--pretrained", "--output", tmp_path / "again")
+    one_line(command("train", *common, *again), "cannot be built: ", "model.safetensors is damaged, or another file")
+
+
 def test_a_dry_run_prints_and_writes_nothing(command, coloured, tmp_path):
     arguments = ("train", *SHIPPED, "--data", coloured, "--batch-size", 12, "--output", tmp_path / "run", *QUICK)
     status, out, err = command(*arguments, "--set", "epochs=7", "--dry-run")
