@@ -251,9 +251,9 @@ def _costs(without="", **changed):
     ("name", "value", "told"),
     [
         ("IMPL", "fast", "LAMBDARESNET_ZOO_IMPL must be one of"),
-        ("MEMORY", "lots", "LAMBDARESNET_ZOO_MEMORY must be a number of MiB, got 'lots'"),
-        ("MEMORY", "-4", "LAMBDARESNET_ZOO_MEMORY must be a number of MiB of at least 0, got -4"),
-        ("MEMORY", "nan", "LAMBDARESNET_ZOO_MEMORY must be a number of MiB of at least 0, got nan"),
+        ("MEMORY", "lots", "LAMBDARESNET_ZOO_MEMORY must be a number of MiB of at least 0, got 'lots'"),
+        ("MEMORY", "-4", "LAMBDARESNET_ZOO_MEMORY must be a number of MiB of at least 0, got '-4'"),
+        ("MEMORY", "nan", "LAMBDARESNET_ZOO_MEMORY must be a number of MiB of at least 0, got 'nan'"),
         ("COSTS", "no such file", "LAMBDARESNET_ZOO_COSTS no such file cannot be read"),
         ("COSTS", "[]", "LAMBDARESNET_ZOO_COSTS costs.json is no cost model"),
         ("COSTS", '{"other": {}}', "LAMBDARESNET_ZOO_COSTS costs.json is no cost model"),
