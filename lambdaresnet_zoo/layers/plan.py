@@ -385,9 +385,9 @@ def _environment() -> tuple[str, str]:
 
 
 def _budget(device: str, memory: float) -> float:
-    text = _environment()[0]
+    text = memory or _environment()[0]
     try:
-        given = memory or float(text or 0)
+        given = float(text or 0)
     except ValueError:
         given = math.nan
     if not 0 <= given < math.inf:

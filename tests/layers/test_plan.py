@@ -91,6 +91,12 @@ def test_a_budget_that_is_none_is_named(value, monkeypatch):
         make_plan(C4, torch.float32, "cpu")
 
 
+def test_a_budget_that_is_none_is_told_as_it_was_given(monkeypatch):
+    monkeypatch.setenv("LAMBDARESNET_ZOO_MEMORY", "8")
+    with pytest.raises(ValueError, match=r"must be a number of MiB of at least 0, got '-1.0'"):
+        explain_plan(C4, memory=-1.0)
+
+
 def test_an_empty_map_is_named():
     with pytest.raises(ValueError, match="a map of 0x14 has no position"):
         make_plan(C4._replace(height=0), torch.float32, "cpu")
