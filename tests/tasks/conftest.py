@@ -2,6 +2,7 @@ import os
 from pathlib import Path
 
 import pytest
+from validation_sets import BASE, MODEL, pictures
 
 DATA = Path(os.environ.get("LAMBDARESNET_ZOO_DATA", Path(__file__).parents[2].parent / "shared" / "data"))
 
@@ -16,3 +17,19 @@ def shared_data():
         return DATA / name
 
     return folder
+
+
+@pytest.fixture
+def validate(command, checkpoint):
+    """Run the command on the small model."""
+
+    def run(*arguments, name=MODEL, weights=checkpoint):
+        return command("validate", "--model", name, "--checkpoint", weights, *BASE, *arguments)
+
+    return run
+
+
+@pytest.fixture
+def rows():
+    """The pictures, as pairs of a class and a file."""
+    return list(pictures())

@@ -15,6 +15,8 @@ from timm.utils import AverageMeter, accuracy
 
 from lambdaresnet_zoo.weights.files import read_rows
 
+MODEL = "test_lambdaresnet"
+BASE = ("--workers", 0, "--device", "cpu")
 NAMES = ("ant", "bee", "cat", "dog", "elk", "fox", "gnu")
 COUNT = 23  # divides by no batch and no number of processes used here
 
