@@ -76,10 +76,7 @@ def _check_environment(options: argparse.Namespace) -> None:
     try:
         make_plan(Shape(*[1] * 9), torch.float32, device.partition(":")[0], order=order)
     except ValueError as error:
-        problem = first_line(error)
-        if problem.startswith("could not convert"):
-            problem = f"LAMBDARESNET_ZOO_MEMORY must be a number of MiB, got {os.environ['LAMBDARESNET_ZOO_MEMORY']!r}"
-        raise UserError(problem) from error
+        raise UserError(first_line(error)) from error
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -31,7 +31,8 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What shows an image as it is meant to be seen, by its EXIF orientation."""
+"""What shows an image as it is meant to be seen, by its EXIF orientation. Pillow's exif_transpose writes the metadata
+anew, and fails where another entry is damaged."""
 METADATA = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")
 """Of Pillow's ``info``, where an orientation may be; a TIFF's Pillow itself minds."""
 

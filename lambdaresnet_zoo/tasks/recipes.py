@@ -48,7 +48,7 @@ def _kinds() -> dict[str, tuple[type, bool]]:
 
 KINDS: dict[str, tuple[type, bool]] = _kinds()
 """Of each option that a recipe may set: its type, and whether it is a list of such."""
-EMPTY = {name: getattr(TrainOptions(), name) for name in KINDS if getattr(TrainOptions(), name) in (None, "", [])}
+EMPTY = {name: value for name, value in vars(TrainOptions()).items() if name in KINDS and value in (None, "", [])}
 """What stands for none, in the options that may be none."""
 
 WORDS: dict[str, bool] = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
@@ -210,7 +210,7 @@ def _typed(key: str, value: Any, where: str) -> Any:
         if key == "sched":  # where it is a word
             return "none"
         if key not in EMPTY:
-            raise UserError(f"{where}: {key} cannot be none; give {TOLD[KINDS[key][0]]}, or leave it out")
+            raise UserError(f"{where}: {key} cannot be none; give {TOLD[kind]}, or leave it out")
         return EMPTY[key]
     if not several:
         return _convert(key, kind, value, where)

@@ -84,14 +84,22 @@ def unfolded_speed_up(cell: Sequence[Row]) -> tuple[float, str] | None:
     return None if found is None or own is None else (found[0] / own, found[1])
 
 
-def as_built(case: Sequence[Row], row: Row) -> float | None:
+def as_built(rows: Iterable[Row], row: Row) -> float | None:
     """How many times as long as this package's network another takes with nothing folded; None where not timed.
 
     Args:
-        case: the networks of one size, batch and mode.
-        row: the other, in which nothing is ever folded.
+        rows: of the part *model*, of one machine.
+        row: of the other, in which nothing is ever folded.
     """
-    own = next((each["times_zoo"] for each in case if each["kind"] == UNFOLDED), "")
+    measured = ("model", "size", "batch", "mode")
+    own = next(
+        (
+            each["times_zoo"]
+            for each in rows
+            if each["kind"] == UNFOLDED and all(each[name] == row[name] for name in measured)
+        ),
+        "",
+    )
     return float(row["times_zoo"]) / float(own) if own and row["times_zoo"] else None
 
 
@@ -204,7 +212,8 @@ def model_table(rows: Sequence[Row]) -> str:
         rival = kinds.get(("efficientnet",), [{"network": "-", "network_size": "-"}])[0]
         tops = [_top1(model, size), _top1(rival["network"], rival["network_size"])]
         timm = _modes(kinds.get(("timm layer",), [])) if ("timm",) not in kinds else _own(case, kinds[("timm",)])
-        batches = [str(max((int(row["batch"]) for row in case if row["mode"] == mode), default="-")) for mode in MODES]
+        largest = [_largest(case, mode) for mode in MODES]
+        batches = ["-" if row is None else row["batch"] for row in largest]
         line = [f"`{model}`", size, " / ".join(batches), tops[0], rival["network"], rival["network_size"], tops[1]]
         line += [_modes(kinds.get((kind,), [])) for kind in ("efficientnet", "resnet-rs")]
         unfolded = _modes(kinds.get((UNFOLDED,), [])).partition(" / ")[0]  # of inference alone
@@ -217,20 +226,21 @@ MODES = ("inference", TRAINING)
 
 def _own(case: Sequence[Row], rows: Sequence[Row]) -> str:
     """The ratio to timm's own network, and what it is in inference where nothing is folded."""
-    inference = [row for row in rows if row["mode"] == "inference"]
-    row = max(inference, key=lambda row: int(row["batch"]), default=None)
-    built = row and as_built(
-        [each for each in case if (each["mode"], each["batch"]) == (row["mode"], row["batch"])], row
-    )
+    row = _largest(rows, "inference")
+    built = row and as_built(case, row)
     return _modes(rows) + (f" ({built:.2f} as built)" if built else "")
+
+
+def _largest(rows: Sequence[Row], mode: str) -> Row | None:
+    """Of a mode, the row of the largest batch."""
+    return max((row for row in rows if row["mode"] == mode), key=lambda row: int(row["batch"]), default=None)
 
 
 def _modes(rows: Sequence[Row]) -> str:
     """The ratio in inference / training, of the largest batch."""
     figures = []
     for mode in MODES:
-        of_mode = [row for row in rows if row["mode"] == mode]
-        row = max(of_mode, key=lambda row: int(row["batch"]), default=None)
+        row = _largest(rows, mode)
         figures.append("-" if row is None else f"{float(row['times_zoo']):.2f}" if row["times_zoo"] else row["status"])
     return "-" if set(figures) == {"-"} else " / ".join(figures)
 

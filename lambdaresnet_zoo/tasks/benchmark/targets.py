@@ -59,14 +59,11 @@ def verdicts(rows: Mapping[str, Sequence[Row]], cuda: bool) -> list[Verdict]:
     if "layer" in rows:
         found += _layer(rows["layer"], device)
     if "model" in rows:
-        pair = [row for row in rows["model"] if row["model"] == PAIR and row["kind"] == TIMM]
-        pairs = [(_network(row), _ratio(row)) for row in pair if row["mode"] == "inference"]
+        wanted = (PAIR, TIMM, "inference")
+        pair = [row for row in rows["model"] if (row["model"], row["kind"], row["mode"]) == wanted]
+        pairs = [(_network(row), _ratio(row)) for row in pair]
+        built = [(_network(row), as_built(rows["model"], row)) for row in pair]
         verdict = _verdict(f"{PAIR} inference at least {PAIR_INFERENCE}x timm's own", pairs, 1, PAIR_INFERENCE)
-        built = [
-            (_network(row), as_built(cells(rows["model"], *model.KEY)[tuple(row[c] for c in model.KEY)], row))
-            for row in pair
-            if row["mode"] == "inference"
-        ]
         found.append(_beside(verdict, built, PAIR_INFERENCE))
         if cuda:
             steps = [row for row in rows["model"] if row["kind"] == EFFICIENTNET and row["mode"] == "training"]

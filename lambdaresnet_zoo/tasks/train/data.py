@@ -129,6 +129,7 @@ def _open_validation(
 ) -> Validation:
     found = open_source(source, process, processes)
     if not isinstance(found.images, IndexedImages):
+        found.images.upright = True  # as those to train on
         return found
     dataset = found.images.dataset
     name = f"{source.data or source.dataset} {found.split}".strip()

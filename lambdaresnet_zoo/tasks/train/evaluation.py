@@ -46,7 +46,6 @@ def evaluate(
         KeyboardInterrupt: Ctrl-C ended it.
     """
     assert data.validation is not None
-    data.validation.images.upright = True  # as those to train on; of a stream, they are those of `validate`
     terminated = []
 
     def stop(number: int, frame: FrameType | None) -> None:
