@@ -9,18 +9,16 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.layers import ConvNormAct, register_notrace_function, to_2tuple
+from timm.layers import register_notrace_function, to_2tuple
 from timm.models import build_model_with_cfg
 from timm.models._input import update_model_input_size  # no public name; timm's own set_input_size calls it
-from timm.models.byobnet import ByoBlockCfg, ByobNet, ByoModelCfg, DownsampleAvg
+from timm.models.byobnet import ByoBlockCfg, ByobNet, ByoModelCfg
 from torch import Tensor, nn
-from torch.nn.utils import fuse_conv_bn_eval
 
-from ..layers import CeilAvgPool2d, LambdaLayer
-from ..layers.folding import check_evaluation, folds
+from ..layers import LambdaLayer
 from ..layers.lambda_layer import lambda_grid
+from .blocks import adapt
 from .pretrained import check_weights, resample_tables
 
 __all__ = ["LambdaModelCfg", "LambdaResNet", "create_network", "lambda_layers", "pretrained_cfg", "stage"]
@@ -73,24 +71,6 @@ def stage(
     return tuple(blocks)
 
 
-class FusibleConvNormAct(ConvNormAct):
-    """timm's convolution, batch norm and activation, whose batch norm folds into the convolution."""
-
-    @torch.jit.ignore
-    def fuse(self) -> "FusibleConvNormAct":
-        """Fold the batch norm, for evaluation alone, and return the module; timm's ``reparameterize_model`` calls it.
-
-        Raises:
-            ValueError: the module is in training mode.
-        """
-        check_evaluation(self)
-        own: Any = self  # timm's module has no types
-        if folds(own.bn):
-            own.conv = fuse_conv_bn_eval(own.conv, own.bn)
-            own.bn = nn.Sequential(own.bn.drop, own.bn.act)
-        return self
-
-
 class LambdaResNet(ByobNet):
     """timm's ByobNet with lambda layers that can share embeddings and be given another input size.
 
@@ -108,11 +88,7 @@ class LambdaResNet(ByobNet):
         share_position = kwargs.get("share_position", cfg.share_position)
         cfg = _with_layer_options(cfg, kwargs.pop("self_attn_kwargs", None) or {})
         super().__init__(cfg, img_size=img_size, **kwargs)
-        for module in self.modules():
-            if isinstance(module, DownsampleAvg) and type(module.pool) is nn.AvgPool2d and module.pool.stride == 2:
-                module.pool = CeilAvgPool2d()  # the same averages, in a form that exports
-            if type(module) is ConvNormAct:  # which timm's blocks make themselves
-                module.__class__ = FusibleConvNormAct
+        adapt(self)
         if share_position:
             for blocks in self.stages:
                 owners: dict[Any, LambdaLayer] = {}  # by shape: a strided global layer sees a larger map
