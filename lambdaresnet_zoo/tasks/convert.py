@@ -10,6 +10,7 @@ from ..conversion.report import write_report
 from ..errors import UserError
 from . import predict
 from .images import image_problem, open_image
+from .outputs import check_writable, writing
 
 __all__ = ["read_labels", "run"]
 
@@ -36,24 +37,25 @@ def run(source: str, folder: Path, options: Options, verify: str | None = None, 
         _check_image(verify)
     if report is not None and (os.path.lexists(report) or not report.absolute().parent.is_dir()):
         raise UserError(f"{report}: name a file for the report that does not exist, in a folder that does")
+    check_writable("--report", report or "")
     try:
         converted = convert(source, folder, options)
     except MisfitError as error:
         if report is not None:
-            write_report(report, error.rows)
+            with writing("--report", report):
+                write_report(report, error.rows)
         raise
     try:
         if verify is not None and not converted.is_model:
             raise UserError(f"{source} holds a single lambda layer: --verify cannot predict with it")
         if report is not None:
-            write_report(report, converted.rows)
+            with writing("--report", report):
+                write_report(report, converted.rows)
         print(converted.summary())
         if verify is not None and predict.run([verify], f"local-dir:{folder}"):
             raise UserError(f"{verify}: cannot be predicted by {source}")
-    except (UserError, OSError) as error:
+    except (UserError, OSError):
         shutil.rmtree(folder, ignore_errors=True)
-        if isinstance(error, OSError):
-            raise UserError(f"{report} cannot be written: {error.strerror}") from error
         raise
     if converted.is_model:
         print(f"wrote {folder}: timm.create_model({f'local-dir:{folder}'!r}, pretrained=True)")

@@ -19,6 +19,7 @@ from ..registry import list_models
 from ..weights import hub
 from ..weights.shipped import digest
 from .loading import HUB_SOURCES, SOURCES, load_model
+from .outputs import check_writable
 from .processes import SharedError, take_part, together
 from .validate import Loading, Measurement, Precision, measure, resolve_input
 from .validation_classes import Classes, check_real, identify, match_classes, read_real_labels, read_valid_labels
@@ -90,7 +91,7 @@ def run(options: Options) -> int:
     """
     with take_part(options.device) as (device, process, processes):
         try:
-            together(partial(_check, options))
+            together(partial(_check, options, process))
         except SharedError:
             if process:
                 return 2  # the first one tells
@@ -128,8 +129,11 @@ def run(options: Options) -> int:
         return status
 
 
-def _check(options: Options) -> None:
+def _check(options: Options, process: int) -> None:
     """What can be told before the first model is loaded."""
+    if not process:  # which writes
+        check_writable("--results", options.results)
+        check_writable("--per-class", options.per_class)
     if options.data and not os.path.exists(options.data):
         raise UserError(f"{options.data}: no such file or folder")
     if options.torchcompile and options.torchcompile not in torch.compiler.list_backends(exclude_tags=()):
