@@ -134,6 +134,8 @@ def _check(options: Options, process: int) -> None:
     if not process:  # which writes
         check_writable("--results", options.results)
         check_writable("--per-class", options.per_class)
+    if options.use_ema and not options.checkpoint:
+        raise UserError("--use-ema is of a checkpoint; name it with --checkpoint FILE, or leave the option out")
     if options.data and not os.path.exists(options.data):
         raise UserError(f"{options.data}: no such file or folder")
     if options.torchcompile and options.torchcompile not in torch.compiler.list_backends(exclude_tags=()):
