@@ -16,6 +16,7 @@ from torch import nn
 
 from ..errors import UserError
 from ..registry import list_models
+from ..startup import INTERRUPTED
 from ..weights import hub
 from ..weights.shipped import digest
 from .loading import HUB_SOURCES, SOURCES, load_model
@@ -27,8 +28,6 @@ from .validation_data import Source, Validation, open_source
 from .validation_report import Results, environment, has_figure, peak_memory, reference, table, wilson, write_classes
 
 __all__ = ["Options", "run"]
-
-INTERRUPTED = 130
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ...errors import UserError
+from ...startup import INTERRUPTED
 from ..loading import load_model
 from ..outputs import check_writable
 from ..processes import SharedError, gather, take_part, together
@@ -26,7 +27,6 @@ from .files import LABELS, Choice, LabelStore, Said
 
 __all__ = ["LabelOptions", "UnlabelledImages", "label", "open_images"]
 
-INTERRUPTED = 130
 ALL_CLASSES = 100
 """Classes up to which all probabilities are kept, where the user says nothing."""
 
