@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 from timm.data import ImageDataset, IterableImageDataset, create_dataset
 from timm.data.readers.class_map import load_class_map
-from timm.data.readers.reader_image_folder import ReaderImageFolder
 from timm.data.readers.reader_image_in_tar import ReaderImageInTar
 from timm.utils.misc import natural_key
 
 from ..errors import UserError, first_line
+from .passed_over import read_folder
 from .splits import SPLITS, TRAINING, check_tar, first_known, option, split_folder, split_tars
 from .validation_images import IndexedImages, StreamedImages
 
@@ -139,7 +139,7 @@ def _labelled(source: Source, kind: str, root: str, split: str, checked: bool) -
     Cat and cat or 1 and 01, would come in another order in every process.
     """
     if kind == "folder":
-        reader = ReaderImageFolder(root, input_key=source.input_key)
+        reader = read_folder(root, source.input_key)
         targets, names = [target for _, target in reader.samples], list(reader.class_to_idx)
         paths = [path[len(os.path.join(root, "")) :] for path, _ in reader.samples]
     else:
