@@ -51,7 +51,7 @@ def test_predict_and_validate_take_it(tuned, command, coloured):
 
 def test_publish_takes_it(tuned, command, hub):
     status, out, err = command("publish", tuned / "model", "me/tuned", "--license", "apache-2.0", "--dry-run")
-    assert (status, err) == (0, []) and out[0] == "would upload to me/tuned:"
+    assert (status, err) == (0, []) and out[0] == f"would upload to {hub.url}/me/tuned:"
     card = (tuned / "model" / "README.md").read_text()
     assert "recipe finetune, 4 epochs, seed 42" in card and "| 12 | epoch" in card
 
