@@ -2,12 +2,14 @@
 
 import os
 import shutil
+import sys
 from pathlib import Path
 
 from ..conversion.convert import Options, convert
 from ..conversion.matching import MisfitError
 from ..conversion.report import write_report
 from ..errors import UserError
+from ..weights.licenses import doubt
 from . import predict
 from .images import image_problem, open_image
 from .outputs import check_writable, writing
@@ -52,6 +54,8 @@ def run(source: str, folder: Path, options: Options, verify: str | None = None, 
             with writing("--report", report):
                 write_report(report, converted.rows)
         print(converted.summary())
+        if options.license and (warning := doubt(options.license)):
+            print(f"warning: {warning}", file=sys.stderr)
         if verify is not None and predict.run([verify], f"local-dir:{folder}"):
             raise UserError(f"{verify}: cannot be predicted by {source}")
     except (UserError, OSError):

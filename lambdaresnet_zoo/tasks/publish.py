@@ -1,8 +1,11 @@
 """Publish a model on the Hugging Face Hub."""
 
 import shutil
+import sys
 import tempfile
 from pathlib import Path
+
+from huggingface_hub import ModelCard
 
 from ..conversion.check import check_folder
 from ..conversion.convert import Options, convert
@@ -10,6 +13,7 @@ from ..errors import UserError
 from ..weights import hub
 from ..weights.cards import PLACE
 from ..weights.folder import CARD, CODE, FILES
+from ..weights.licenses import doubt
 
 __all__ = ["run"]
 
@@ -45,6 +49,8 @@ def run(source: str, repository: str, options: Options, private: bool = False, d
             raise UserError(str(error).replace(str(staged), source)) from error
         except OSError as error:
             raise UserError(f"{source} cannot be read: {error.strerror}") from error
+        if warning := doubt(str(ModelCard(card).data.to_dict()["license"])):
+            print(f"warning: {warning}", file=sys.stderr)  # first: the Hub may refuse it
         (staged / CARD).write_text(card.replace(PLACE, repository), encoding="utf-8")
         commit = ""
         if not dry_run:

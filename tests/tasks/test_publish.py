@@ -149,6 +149,17 @@ def test_a_dry_run_asks_nothing(hub, folder, command):
     assert hub.requests == [] and hub.repos == {}
 
 
+def test_a_licence_that_the_hub_does_not_list_is_told_before_the_upload(hub, checkpoint, command):
+    own = ("publish", checkpoint, REPO, "--dry-run", "--license")
+    status, _, err = command(*own, "apache2.0")
+    assert status == 0 and len(err) == 1
+    assert err[0].startswith("warning: the Hub lists no licence 'apache2.0'") and "did you mean apache-2.0" in err[0]
+    for license in ("openrail++", "other", "llama3.1"):
+        assert command(*own, license)[::2] == (0, [])
+    _, _, err = command("publish", checkpoint, REPO, "--license", "none")  # and no token
+    assert [line.split(":")[0] for line in err] == ["warning", "error"]
+
+
 class TestRefusals:
     @pytest.fixture(autouse=True)
     def nothing_uploaded(self, hub):
