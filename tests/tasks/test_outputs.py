@@ -75,6 +75,12 @@ def test_a_disk_that_fills_while_detections_are_written_is_one_line(command, tmp
     one_line(outcome, "--output", "No space left", "; make room")
 
 
+def test_results_of_something_else_are_told_before_a_detector_is_loaded(command, tmp_path):
+    (tmp_path / "rows.csv").write_bytes(b"\xff\xfe")
+    outcome = command("detect", "validate", *COCO, *DETECTOR, "--results", tmp_path / "rows.csv")
+    one_line(outcome, "--results", tmp_path / "rows.csv", "cannot be read", "give another")
+
+
 def test_an_output_that_is_not_asked_for_is_not_tried(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     outputs.check_writable("--results", "")
