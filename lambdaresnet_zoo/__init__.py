@@ -1,7 +1,10 @@
 """LambdaResNet Zoo: LambdaNetworks for timm. Importing this package registers its models with timm."""
 
-from . import models
-from .registry import list_models
+from .startup import interruptible
+
+with interruptible():
+    from . import models
+    from .registry import list_models
 
 __version__ = "0.1.0"
 

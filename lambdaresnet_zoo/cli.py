@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from .arguments import count, fraction, keyword, points, positive
 from .errors import UserError, first_line
+from .startup import INTERRUPTED
 
 if TYPE_CHECKING:
     from .conversion.convert import Options
@@ -20,7 +21,6 @@ __all__ = ["main"]
 
 DEFAULT_MODEL = "lambdaresnet32px.cifar10"
 KWARGS = "what the network was built with, beside its classes: self_attn_kwargs={'scope': 7}"
-INTERRUPTED = 130  # 128 and the number of the signal, as a shell reports it
 BROKEN_PIPE = 141
 
 
@@ -40,8 +40,8 @@ def main(arguments: list[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A file's name may hold what the terminal's encoding does not.
         sys.stdout.reconfigure(errors="backslashreplace")
-    options = _parser().parse_args(arguments)
     try:
+        options = _parser().parse_args(arguments)
         _check_environment(options)
         status = options.run(options)
         sys.stdout.flush()

@@ -15,6 +15,7 @@ from ..layers import LambdaLayer
 from ..registry import list_models
 from ..weights.cards import UNKNOWN_LICENSE, Card, known_card
 from ..weights.folder import check_place, write_folder, write_model
+from ..weights.licenses import nearest
 from ..weights.reading import Checkpoint, check_values, read_checkpoint
 from .config import check_arguments
 from .formats import OWN, Translation, translate
@@ -26,7 +27,7 @@ from .warm_start import PAIRS, warm_start
 
 __all__ = ["Options", "convert"]
 
-LICENSE = re.compile(r"[a-z0-9][a-z0-9.-]*")  # as the Hub's identifiers are
+LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]*")  # as the Hub's identifiers are
 HINT = "; --model names another model, --drop PATTERN leaves keys behind"
 
 
@@ -69,9 +70,8 @@ def convert(source: str, folder: Path, options: Options = Options()) -> Report:
     """
     check_place(folder)
     if options.license and not LICENSE.fullmatch(options.license):
-        raise UserError(
-            f"--license {options.license!r} is no identifier of the Hub's, such as apache-2.0 or cc-by-nc-4.0"
-        )
+        such = " or ".join(nearest(options.license) or ("apache-2.0", "cc-by-nc-4.0"))
+        raise UserError(f"--license {options.license!r} is no identifier of the Hub's, such as {such}")
     try:
         check_arguments(options.model_kwargs)
     except ValueError as error:

@@ -28,9 +28,22 @@ class Diverged(Exception):
     """The loss is not a finite number; the message names the step and the last good checkpoint."""
 
 
-def write_state(path: Path, state: Mapping[str, Any]) -> None:
-    """Write a checkpoint; an interruption leaves the old one or the new one."""
-    write_whole(path, partial(torch.save, dict(state)))
+def write_state(path: Path, state: Mapping[str, Any], advice: str = "make room") -> None:
+    """Write a checkpoint; an interruption leaves the old one or the new one.
+
+    Args:
+        path: of the checkpoint.
+        state: what it holds.
+        advice: what to do where it cannot be written.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    try:
+        write_whole(path, partial(torch.save, dict(state)))
+    except (OSError, RuntimeError) as error:  # torch's writer raises either on a full disk
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise UserError(f"{path} cannot be written ({reason}); {advice}") from error
 
 
 def read_state(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:

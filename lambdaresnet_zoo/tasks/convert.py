@@ -2,14 +2,17 @@
 
 import os
 import shutil
+import sys
 from pathlib import Path
 
 from ..conversion.convert import Options, convert
 from ..conversion.matching import MisfitError
 from ..conversion.report import write_report
 from ..errors import UserError
+from ..weights.licenses import doubt
 from . import predict
 from .images import image_problem, open_image
+from .outputs import check_writable, writing
 
 __all__ = ["read_labels", "run"]
 
@@ -36,24 +39,27 @@ def run(source: str, folder: Path, options: Options, verify: str | None = None, 
         _check_image(verify)
     if report is not None and (os.path.lexists(report) or not report.absolute().parent.is_dir()):
         raise UserError(f"{report}: name a file for the report that does not exist, in a folder that does")
+    check_writable("--report", report or "")
     try:
         converted = convert(source, folder, options)
     except MisfitError as error:
         if report is not None:
-            write_report(report, error.rows)
+            with writing("--report", report):
+                write_report(report, error.rows)
         raise
     try:
         if verify is not None and not converted.is_model:
             raise UserError(f"{source} holds a single lambda layer: --verify cannot predict with it")
         if report is not None:
-            write_report(report, converted.rows)
+            with writing("--report", report):
+                write_report(report, converted.rows)
         print(converted.summary())
+        if options.license and (warning := doubt(options.license)):
+            print(f"warning: {warning}", file=sys.stderr)
         if verify is not None and predict.run([verify], f"local-dir:{folder}"):
             raise UserError(f"{verify}: cannot be predicted by {source}")
-    except (UserError, OSError) as error:
+    except (UserError, OSError):
         shutil.rmtree(folder, ignore_errors=True)
-        if isinstance(error, OSError):
-            raise UserError(f"{report} cannot be written: {error.strerror}") from error
         raise
     if converted.is_model:
         print(f"wrote {folder}: timm.create_model({f'local-dir:{folder}'!r}, pretrained=True)")

@@ -4,6 +4,7 @@ import glob
 import os
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,6 +15,7 @@ from timm.data import get_img_extensions, is_img_extension
 from tqdm import tqdm
 
 from ..errors import UserError, first_line
+from .passed_over import count_passed, tell_passed
 
 __all__ = [
     *("convert_image", "demo_image", "find_images", "image_problem", "image_problems", "is_turned", "open_image"),
@@ -40,8 +42,9 @@ METADATA = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")
 def find_images(arguments: Iterable[str | Path]) -> tuple[list[Path], list[tuple[str, str]]]:
     """The images that files, folders and glob patterns stand for.
 
-    Folders are searched to the bottom for the extensions that timm takes for images. A pattern is
-    expanded where no file has its name, for shells that do not do so or were told not to.
+    Folders are searched to the bottom for the extensions that timm takes for images; how many of other kinds
+    are passed over is told on stderr. A pattern is expanded where no file has its name, for shells that
+    do not do so or were told not to.
 
     Args:
         arguments: files, folders and patterns, as a user types them.
@@ -52,19 +55,21 @@ def find_images(arguments: Iterable[str | Path]) -> tuple[list[Path], list[tuple
     """
     paths: dict[str, Path] = {}
     problems: list[tuple[str, str]] = []
+    passed: Counter[str] = Counter()
     for argument in arguments:
-        found, problem = _expand(str(argument))
+        found, problem = _expand(str(argument), passed)
         for path in found:
             # Not resolved: two links to one image are two images.
             paths.setdefault(os.path.abspath(path), path)
         if problem:
             problems.append((str(argument), problem))
+    tell_passed(passed)
     return sorted(paths.values()), problems
 
 
-def _expand(argument: str) -> tuple[list[Path], str]:
+def _expand(argument: str, passed: Counter[str]) -> tuple[list[Path], str]:
     if os.path.isdir(argument):
-        found = _search(argument)
+        found = _search(argument, passed)
         extensions = ", ".join(get_img_extensions())
         return found, "" if found else f"a folder without images; give one with {extensions} in it"
     if os.path.lexists(argument):
@@ -73,17 +78,16 @@ def _expand(argument: str) -> tuple[list[Path], str]:
         return [], "no such file or folder; check the name"
     found = []
     for match in glob.glob(argument, recursive=True):
-        found += _search(match) if os.path.isdir(match) else [Path(match)]
+        found += _search(match, passed) if os.path.isdir(match) else [Path(match)]
     return found, "" if found else "a pattern that matches no image; check it"
 
 
-def _search(folder: str) -> list[Path]:
-    return [
-        Path(parent, name)
-        for parent, _, names in os.walk(folder)
-        for name in names
-        if is_img_extension(os.path.splitext(name)[1].lower())
-    ]
+def _search(folder: str, passed: Counter[str]) -> list[Path]:
+    found = []
+    for parent, _, names in os.walk(folder):
+        found += [Path(parent, name) for name in names if is_img_extension(os.path.splitext(name)[1].lower())]
+        passed += count_passed(names)
+    return found
 
 
 def open_image(path: str | Path, upright: bool = True) -> Image.Image:

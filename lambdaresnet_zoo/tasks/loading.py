@@ -1,5 +1,6 @@
 """Models by name, with their own weights or with those of a file, on a device."""
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from ..registry import check_name, list_models
 from ..weights import hub
 from ..weights.reading import check_values, read_checkpoint
 from ..weights.shipped import verify_folder
+from .processes import is_first
 
 __all__ = ["HUB_SOURCES", "SOURCES", "check_folder", "fit_input", "label_names", "load_model", "usable_device"]
 
@@ -27,7 +29,10 @@ SOURCES = (*HUB_SOURCES, FOLDER_SOURCE)  # timm's own prefixes, for weights of o
 
 
 def load_model(
-    name: str, checkpoint: str | Path | None = None, device: str | torch.device = "cpu", use_ema: bool = True
+    name: str,
+    checkpoint: str | Path | None = None,
+    device: str | torch.device = "cpu",
+    use_ema: bool | None = None,
 ) -> nn.Module:
     """A model with weights, ready to predict.
 
@@ -38,7 +43,8 @@ def load_model(
             ``lambdaresnet-zoo convert`` knows; it is read without running code from it. The number of
             classes is that of its classifier.
         device: as torch names it.
-        use_ema: take the moving average of the weights where the checkpoint has one.
+        use_ema: True for the moving average of the weights, which the checkpoint must have; False for the weights
+            themselves, and stderr tells where there is an average too; by default the average where there is one.
 
     Returns:
         The model in eval mode on the device.
@@ -75,10 +81,19 @@ def check_folder(name: str) -> None:
         verify_folder(Path(name.removeprefix(FOLDER_SOURCE)))
 
 
-def _from_checkpoint(name: str, checkpoint: str | Path, use_ema: bool) -> nn.Module:
+def _from_checkpoint(name: str, checkpoint: str | Path, use_ema: bool | None) -> nn.Module:
     if name.startswith(SOURCES):
         raise UserError(f"'{name}' has its own weights: with --checkpoint, name a model of this package")
-    state = read_checkpoint(checkpoint, use_ema).state
+    found = read_checkpoint(checkpoint, use_ema is not False)
+    if use_ema and not found.ema:
+        raise UserError(f"--use-ema: {checkpoint} holds no moving average of the weights; leave the option out")
+    if use_ema is False and found.ema and is_first():
+        print(
+            f"warning: {checkpoint} holds a moving average of the weights too ({found.ema}), which is not used; "
+            "--use-ema takes it",
+            file=sys.stderr,
+        )
+    state = found.state
     check_values(checkpoint, state)
     try:
         translation = translate(state)

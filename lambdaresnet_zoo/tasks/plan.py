@@ -23,6 +23,7 @@ from ..layers import LambdaLayer, planned
 from ..layers.plan import COSTS, NOT_MEASURED, Plan, Shape, candidates, explain_plan, features
 from ..registry import check_name
 from ..weights.files import write_whole
+from .outputs import check_writable, writing
 
 __all__ = ["explain", "fit"]
 
@@ -146,6 +147,7 @@ def fit(path: Path, device: str = "cpu", dtype: str = "float32", progress: bool 
     Raises:
         UserError: the device cannot be used, or the file not written.
     """
+    check_writable("--fit", path)
     try:
         torch.zeros(1, device=device)
         costs = json.loads((path if path.exists() else COSTS).read_text(encoding="utf-8"))
@@ -173,10 +175,8 @@ def fit(path: Path, device: str = "cpu", dtype: str = "float32", progress: bool 
             print(f"{mode} {method}: {len(errors)} timings, median error {statistics.median(errors):.0%}")
     costs[kind] = found
     text = json.dumps(costs, indent=2) + "\n"
-    try:
+    with writing("--fit", path):
         write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}") from error
     print(f"wrote {path}; LAMBDARESNET_ZOO_COSTS={path} makes the layers use it")
     return 0
 

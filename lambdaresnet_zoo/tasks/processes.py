@@ -10,7 +10,7 @@ from timm.utils.distributed import init_distributed_device_so, is_distributed_en
 
 from ..errors import UserError, first_line
 
-__all__ = ["SharedError", "gather", "take_part", "together"]
+__all__ = ["SharedError", "gather", "is_first", "take_part", "together"]
 
 T = TypeVar("T")
 
@@ -44,6 +44,12 @@ def take_part(device: str) -> Iterator[tuple[torch.device, int, int]]:
     finally:
         _patient = None
         torch.distributed.destroy_process_group()
+
+
+def is_first() -> bool:
+    """Whether this process is the one that tells what all know: the first of several, or alone."""
+    distributed = torch.distributed
+    return not (distributed.is_available() and distributed.is_initialized()) or distributed.get_rank() == 0
 
 
 def gather(value: T) -> list[T]:

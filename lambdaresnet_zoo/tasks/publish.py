@@ -1,8 +1,11 @@
 """Publish a model on the Hugging Face Hub."""
 
 import shutil
+import sys
 import tempfile
 from pathlib import Path
+
+from huggingface_hub import ModelCard
 
 from ..conversion.check import check_folder
 from ..conversion.convert import Options, convert
@@ -10,6 +13,7 @@ from ..errors import UserError
 from ..weights import hub
 from ..weights.cards import PLACE
 from ..weights.folder import CARD, CODE, FILES
+from ..weights.licenses import doubt
 
 __all__ = ["run"]
 
@@ -45,18 +49,22 @@ def run(source: str, repository: str, options: Options, private: bool = False, d
             raise UserError(str(error).replace(str(staged), source)) from error
         except OSError as error:
             raise UserError(f"{source} cannot be read: {error.strerror}") from error
+        if warning := doubt(str(ModelCard(card).data.to_dict()["license"])):
+            print(f"warning: {warning}", file=sys.stderr)  # first: the Hub may refuse it
         (staged / CARD).write_text(card.replace(PLACE, repository), encoding="utf-8")
-        address = ""
+        commit = ""
         if not dry_run:
             with hub.quiet():
-                address = hub.upload(staged, repository, private, message="Upload with lambdaresnet-zoo")
-        print(f"{'would upload' if dry_run else 'uploaded'} to {repository}{' (private)' if private else ''}:")
+                commit = hub.upload(staged, repository, private, message="Upload with lambdaresnet-zoo")
+        done = "uploaded" if commit else "would upload"
+        print(f"{done} to {hub.address(repository)}{' (private)' if private else ''}:")
         for path in sorted(staged.iterdir()):
             print(f"  {path.name}  {path.stat().st_size:,} bytes")
         for name in others:
             print(f"  not uploaded: {name}")
-        if address:
-            print(address)
+    print(f"commit: {commit}" if commit else "a dry run: nothing was uploaded; run it again without --dry-run to do so")
+    load = f"timm.create_model({f'hf-hub:{repository}'!r}, pretrained=True)"
+    print(f"to load it{'' if commit else ' then'}: import lambdaresnet_zoo, timm; {load}")
     return 0
 
 

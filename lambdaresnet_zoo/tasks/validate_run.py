@@ -16,9 +16,11 @@ from torch import nn
 
 from ..errors import UserError
 from ..registry import list_models
+from ..startup import INTERRUPTED
 from ..weights import hub
 from ..weights.shipped import digest
 from .loading import HUB_SOURCES, SOURCES, load_model
+from .outputs import check_writable
 from .processes import SharedError, take_part, together
 from .validate import Loading, Measurement, Precision, measure, resolve_input
 from .validation_classes import Classes, check_real, identify, match_classes, read_real_labels, read_valid_labels
@@ -26,8 +28,6 @@ from .validation_data import Source, Validation, open_source
 from .validation_report import Results, environment, has_figure, peak_memory, reference, table, wilson, write_classes
 
 __all__ = ["Options", "run"]
-
-INTERRUPTED = 130
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def run(options: Options) -> int:
     """
     with take_part(options.device) as (device, process, processes):
         try:
-            together(partial(_check, options))
+            together(partial(_check, options, process))
         except SharedError:
             if process:
                 return 2  # the first one tells
@@ -128,8 +128,13 @@ def run(options: Options) -> int:
         return status
 
 
-def _check(options: Options) -> None:
+def _check(options: Options, process: int) -> None:
     """What can be told before the first model is loaded."""
+    if not process:  # which writes
+        check_writable("--results", options.results)
+        check_writable("--per-class", options.per_class)
+    if options.use_ema and not options.checkpoint:
+        raise UserError("--use-ema is of a checkpoint; name it with --checkpoint FILE, or leave the option out")
     if options.data and not os.path.exists(options.data):
         raise UserError(f"{options.data}: no such file or folder")
     if options.torchcompile and options.torchcompile not in torch.compiler.list_backends(exclude_tags=()):

@@ -3,7 +3,6 @@
 import json
 import logging
 import os
-import re
 import tarfile
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -13,18 +12,16 @@ from typing import Any
 import numpy as np
 from timm.data import ImageDataset, IterableImageDataset, create_dataset
 from timm.data.readers.class_map import load_class_map
-from timm.data.readers.reader_image_folder import ReaderImageFolder
 from timm.data.readers.reader_image_in_tar import ReaderImageInTar
 from timm.utils.misc import natural_key
 
 from ..errors import UserError, first_line
+from .passed_over import read_folder
+from .splits import SPLITS, TRAINING, check_tar, first_known, option, split_folder, split_tars
 from .validation_images import IndexedImages, StreamedImages
 
 __all__ = ["STREAMS", "Source", "Validation", "is_hidden", "open_source", "resolve_source"]
 
-VALIDATION = ("validation", "val", "valid", "eval", "evaluation")
-SPLITS = (*VALIDATION, "test")  # what is looked for, in this order
-TRAINING = ("train", "training")
 STREAMS = ("wds", "hfids")
 
 
@@ -142,7 +139,7 @@ def _labelled(source: Source, kind: str, root: str, split: str, checked: bool) -
     Cat and cat or 1 and 01, would come in another order in every process.
     """
     if kind == "folder":
-        reader = ReaderImageFolder(root, input_key=source.input_key)
+        reader = read_folder(root, source.input_key)
         targets, names = [target for _, target in reader.samples], list(reader.class_to_idx)
         paths = [path[len(os.path.join(root, "")) :] for path, _ in reader.samples]
     else:
@@ -210,21 +207,22 @@ def _resolve(source: Source, wanted: tuple[str, ...]) -> tuple[str, str, str]:
     tars = sorted(file.name for file in path.glob("*.tar"))
     if tars:
         neighbours = _is_webdataset(path / tars[0])
-        chosen = _split_tars(path, tars, source.split, wanted, by_class=not neighbours)
+        chosen = split_tars(path, tars, source.split, wanted, by_class=not neighbours)
         if neighbours:
             return "wds/", str(path), "::".join(chosen)
         if len(tars) > 1 and len(chosen) == 1:
             return "tar", str(path / chosen[0]), source.split
         return "tars", str(path), "" if chosen == tars else "::".join(chosen)
-    folder, split = _split_folder(path, source.split, wanted)
+    folder, split = split_folder(path, source.split, wanted)
     return "folder", str(folder), split
 
 
 def _of_file(path: Path, split: str) -> tuple[str, str, str]:
     if path.suffix == ".parquet":
-        raise UserError(f"{path} is one file: give the folder that it is in, and {_option(path.stem.split('-')[0])}")
+        raise UserError(f"{path} is one file: give the folder that it is in, and {option(path.stem.split('-')[0])}")
     if path.suffix != ".tar":
         raise UserError(f"{path}: neither a folder nor a .tar; give one of these, or name the data with --dataset")
+    check_tar(path, split)
     if _is_webdataset(path):
         return "wds/", str(path.parent), path.name
     return "tar", str(path), split
@@ -247,7 +245,7 @@ def _is_webdataset(path: Path) -> bool:
 def _declared_split(path: Path, wanted: tuple[str, ...]) -> str:
     file = next(file for name in ("_info.json", "info.json") if (file := path / name).is_file())
     try:
-        return _first_known(path, list(json.loads(file.read_text(encoding="utf-8")).get("splits", {})), wanted)
+        return first_known(path, list(json.loads(file.read_text(encoding="utf-8")).get("splits", {})), wanted)
     except (ValueError, AttributeError) as error:
         raise UserError(f"{file} is not what webdataset's info is: {first_line(error)}") from error
 
@@ -261,7 +259,7 @@ def _hub_split(name: str, wanted: tuple[str, ...]) -> str:
         _quiet()
         import datasets
 
-        return _first_known(rest, [str(split) for split in datasets.get_dataset_split_names(rest)], wanted)
+        return first_known(rest, [str(split) for split in datasets.get_dataset_split_names(rest)], wanted)
     except ImportError:
         return ""  # told on opening
     except UserError:
@@ -276,73 +274,6 @@ def _quiet() -> None:
 
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity(logging.CRITICAL)
-
-
-def _option(split: str = "") -> str:
-    """How a split is named."""
-    return f"--split {split}".rstrip() + " (train: --train-split, --val-split)"
-
-
-def _first_known(path: object, splits: list[str], wanted: tuple[str, ...]) -> str:
-    known = [split for split in wanted if split in splits]
-    if not known:
-        option = "--train-split" if wanted == TRAINING else "--split"
-        raise UserError(f"{path} has the splits {', '.join(splits) or 'none'}: name one with {option}")
-    return known[0]
-
-
-def _split_folder(path: Path, split: str, wanted: tuple[str, ...]) -> tuple[Path, str]:
-    """The folder of a split where the root has such, and its name; timm would take the whole root otherwise."""
-    folders = {child.name for child in path.iterdir() if child.is_dir()}
-    if split in folders:
-        return path / split, split
-    if not folders & {*SPLITS, *TRAINING}:
-        return path, split
-    known = [name for name in (_synonyms(split) if split else wanted) if name in folders]
-    if known:
-        return path / known[0], known[0]
-    told = ", ".join(sorted(folders))
-    if split:
-        raise UserError(f"{path} has no folder '{split}' but {told}")
-    purpose = "train" if wanted == TRAINING else "validate"
-    raise UserError(f"{path} has {told}: give the folder with the images to {purpose} on")
-
-
-def _split_tars(path: Path, tars: list[str], split: str, wanted: tuple[str, ...], by_class: bool) -> list[str]:
-    """The tars of a split by the words in their names; all where the names tell of no splits."""
-    splits = {name: _split_words(name) for name in tars}
-    if split:
-        named, words = _split_words(split), set(_words(split))
-        chosen = [name for name in tars if (splits[name] == named if named else words <= set(_words(name)))]
-        if not chosen:
-            raise UserError(f"{path} has no tar of the split '{split}' by its name; there are {_few(tars)}")
-        return chosen
-    found = set(splits.values())
-    if found == {""} or (by_class and len(found) == 2 and "" in found):  # of a class that is called bullet train
-        return tars
-    known = [name for name in wanted if name in found]
-    if "" not in found and known:
-        return [name for name in tars if splits[name] == known[0]]
-    raise UserError(f"{path} has tars that are not all of one split ({_few(tars)}): name a split with {_option()}")
-
-
-def _split_words(name: str) -> str:
-    """The splits that a name tells of, each by its first synonym."""
-    groups = (VALIDATION, ("test",), TRAINING)
-    return " ".join(group[0] for group in groups if set(group) & set(_words(name)))
-
-
-def _words(name: str) -> list[str]:
-    return re.findall(r"[a-z]+|[0-9]+", name.removesuffix(".tar").lower())
-
-
-def _few(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-
-
-def _synonyms(split: str) -> tuple[str, ...]:
-    """The names that a split goes by, in the order in which they are looked for."""
-    return next((names for names in (VALIDATION, TRAINING) if split in names), (split,))
 
 
 def _class_names(dataset: Any) -> tuple[str, ...]:

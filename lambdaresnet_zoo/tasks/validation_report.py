@@ -18,6 +18,7 @@ from ..errors import UserError, first_line
 from ..weights.cards import CIFAR10
 from ..weights.files import read_rows, write_rows, write_whole
 from ..weights.published import published_figure
+from .outputs import writing
 
 __all__ = [
     "FIELDS",
@@ -179,10 +180,8 @@ def write_classes(path: str, per_class: Tensor, names: Sequence[str]) -> None:
         name = names[index] if index < len(names) else ""
         row: dict[str, Any] = {"class": index, "name": name, "count": count, "top1": share[0], "top5": share[1]}
         rows.append(row | {"top1_low": f"{low:.3f}", "top1_high": f"{high:.3f}"})
-    try:
+    with writing("--per-class", path):
         write_rows(Path(path), rows)
-    except OSError as error:
-        raise UserError(f"--per-class {path} cannot be written: {error.strerror or first_line(error)}") from error
 
 
 class Results:

@@ -20,6 +20,7 @@ from torch import nn
 
 from ..errors import UserError
 from .cards import Card
+from .files import try_write
 from .shipped import digest
 
 __all__ = [
@@ -40,13 +41,15 @@ STATEMENTS = ("known", "summary", "warning", "data", "recipe", "base_model")
 
 
 def check_place(folder: Path) -> None:
-    """Check that a folder can be written: nothing is there, or an empty one.
+    """Check that a folder can be written: nothing is there, or an empty one; what is tried leaves nothing behind.
 
     Raises:
-        UserError: something is there, or it cannot be looked at.
+        UserError: something is there, or it cannot be looked at, or its place cannot be written to.
     """
     try:
         taken = os.path.lexists(folder) and not (folder.is_dir() and not any(folder.iterdir()))
+        if not taken:
+            try_write(Path(os.path.abspath(folder)).parent / ".probe")  # beside it, where it is made
     except OSError as error:
         raise UserError(f"{folder} cannot be written: {error.strerror}") from error
     if taken:

@@ -34,7 +34,7 @@ from timm.models._hub import HF_WEIGHTS_NAME, _get_safe_alternatives  # no publi
 from ..errors import UserError, first_line
 from .shipped import digest
 
-__all__ = ["HubError", "MissingFileError", "check_name", "fetch", "problem", "quiet", "upload"]
+__all__ = ["HubError", "MissingFileError", "address", "check_name", "fetch", "problem", "quiet", "upload"]
 
 LOG_IN = "log in with `hf auth login` or set HF_TOKEN"
 COPY = "load a copy with local-dir:/path"
@@ -109,6 +109,11 @@ def check_name(repo_id: str) -> None:
         raise HubError(problem(HFValidationError(), repo_id))
 
 
+def address(repo_id: str) -> str:
+    """The page of a repository."""
+    return f"{constants.ENDPOINT}/{repo_id}"
+
+
 def upload(
     folder: str | Path, repo_id: str, private: bool = False, token: str | None = None, message: str | None = None
 ) -> str:
@@ -157,8 +162,7 @@ def problem(error: BaseException, repo_id: str, revision: str | None = None) -> 
     if isinstance(error, HFValidationError):
         return f"'{repo_id}' is no name of a repository: it must be organisation/name"
     if isinstance(error, GatedRepoError):
-        page = f"{constants.ENDPOINT}/{repo_id}"
-        return f"{repo} is gated: ask for access at {page}, then {LOG_IN}"
+        return f"{repo} is gated: ask for access at {address(repo_id)}, then {LOG_IN}"
     if isinstance(error, RepositoryNotFoundError):
         return f"{repo} does not exist or is private: check its name; for a private one {LOG_IN}"
     if isinstance(error, RevisionNotFoundError):

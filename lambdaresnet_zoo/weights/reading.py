@@ -44,6 +44,8 @@ class Checkpoint:
     """The entry of the file that held them, such as ``state_dict_ema``; empty where the file is the state."""
     model: str = ""
     """The model's name, where the training that wrote the file noted it."""
+    ema: str = ""
+    """The entry of the file that holds a moving average of the weights, taken or not; empty where none does."""
 
 
 def read_checkpoint(path: str | Path, use_ema: bool = True) -> Checkpoint:
@@ -153,10 +155,11 @@ def _load_torch(path: Path, mmap: bool) -> Any:
 def _unwrap(path: Path, content: Any, use_ema: bool) -> Checkpoint:
     if not isinstance(content, Mapping) or not content:
         raise UserError(f"{path}: holds no state_dict but {_describe(content)}; give a file that maps names to tensors")
+    ema = next((entry for entry in EMA_KEYS if _is_state(content.get(entry))), "")
     for entry in (*(EMA_KEYS if use_ema else ()), *WEIGHT_KEYS):
         if _is_state(content.get(entry)):
             name = next((content[key] for key in NAME_KEYS if isinstance(content.get(key), str)), "")
-            return Checkpoint(_clean(path, content[entry]), entry, name)
+            return Checkpoint(_clean(path, content[entry]), entry, name, ema)
     if _is_state(content):
         return Checkpoint(_clean(path, content))
     keys = ", ".join(str(key) for key in list(content)[:6])

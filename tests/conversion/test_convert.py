@@ -163,6 +163,11 @@ class TestFolder:
         one_line(outcome, "a.safetensors", "head.fc.bias", "float16", "bfloat16")
         assert not (tmp_path / "out").exists()
 
+    def test_a_licence_that_the_hub_does_not_list_is_told(self, command, checkpoint, tmp_path):
+        status, _, err = command("convert", checkpoint, tmp_path / "out", "--license", "mti")
+        assert status == 0 and len(err) == 1 and err[0].startswith("warning: the Hub lists no licence 'mti'")
+        assert "did you mean mit" in err[0] and "license: mti" in (tmp_path / "out" / "README.md").read_text()
+
     def test_labels_card_and_verification(self, command, checkpoint, expected, draw, tmp_path):
         (tmp_path / "names.txt").write_text("ant\nbee\ncat\ndog\neel\nfox\ngnu\n")
         path = draw("a.png")

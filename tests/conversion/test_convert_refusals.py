@@ -77,6 +77,7 @@ class TestRefusals:
         (tmp_path / "twice.txt").write_text("ant\nbee\nant\n")
         one_line(command(*arguments, "--labels", tmp_path / "twice.txt"), "the class ant is named twice")
         one_line(command(*arguments, "--license", "my licence\n# HACK"), "--license", "no identifier")
+        one_line(command(*arguments, "--license", "CC BY-SA 4.0"), "'CC BY-SA 4.0'", "such as cc-by-sa-4.0")
         one_line(command(*arguments, "--drop", "*"), "leaves nothing")
         one_line(command(*arguments, "--drop", "nothing.*"), "nothing.*", "matches no key")
         one_line(command(*arguments, "--model", "lambdaresnet50"), "do not fit lambdaresnet50")

@@ -18,6 +18,7 @@ from lambdaresnet_zoo.layers import LambdaLayer
 from lambdaresnet_zoo.weights.shipped import digest
 
 REPO = "me/tiny"
+LOAD = f"timm.create_model('hf-hub:{REPO}', pretrained=True)"
 FILES = {"README.md", "config.json", "lambdaresnet_zoo_remote.py", "model.safetensors"}
 
 
@@ -48,7 +49,9 @@ def test_a_folder(hub, token, folder, command):
         "  not uploaded: notes.txt",
         "  not uploaded: pytorch_model.bin",
     ]
-    assert out[-1].startswith(f"{hub.url}/{REPO}/commit/")
+    assert out[0] == f"uploaded to {hub.url}/{REPO}:"
+    assert out[-2].startswith(f"commit: {hub.url}/{REPO}/commit/")
+    assert out[-1] == f"to load it: import lambdaresnet_zoo, timm; {LOAD}"
     for name in FILES - {"README.md"}:
         assert files[name] == (folder / name).read_bytes()
     card = huggingface_hub.ModelCard(files["README.md"].decode())
@@ -139,9 +142,22 @@ def test_a_repository_whose_weights_were_exchanged(hub, folder, checkpoint, comm
 def test_a_dry_run_asks_nothing(hub, folder, command):
     status, out, err = command("publish", folder, REPO, "--dry-run", "--private")
     assert (status, err) == (0, [])
-    assert out[0] == f"would upload to {REPO} (private):"
-    assert {line.split()[0] for line in out[1:]} == FILES
+    assert out[0] == f"would upload to {hub.url}/{REPO} (private):"
+    assert {line.split()[0] for line in out[1:-2]} == FILES
+    assert "nothing was uploaded" in out[-2] and "without --dry-run" in out[-2]
+    assert out[-1] == f"to load it then: import lambdaresnet_zoo, timm; {LOAD}"
     assert hub.requests == [] and hub.repos == {}
+
+
+def test_a_licence_that_the_hub_does_not_list_is_told_before_the_upload(hub, checkpoint, command):
+    own = ("publish", checkpoint, REPO, "--dry-run", "--license")
+    status, _, err = command(*own, "apache2.0")
+    assert status == 0 and len(err) == 1
+    assert err[0].startswith("warning: the Hub lists no licence 'apache2.0'") and "did you mean apache-2.0" in err[0]
+    for license in ("openrail++", "other", "llama3.1"):
+        assert command(*own, license)[::2] == (0, [])
+    _, _, err = command("publish", checkpoint, REPO, "--license", "none")  # and no token
+    assert [line.split(":")[0] for line in err] == ["warning", "error"]
 
 
 class TestRefusals:

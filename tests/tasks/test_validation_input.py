@@ -16,6 +16,7 @@ from command import one_line
 from filelock import FileLock
 from PIL import Image
 from safetensors.torch import save_file
+from timm.data import create_dataset
 from validation_sets import (
     BASE,
     COUNT,
@@ -169,6 +170,19 @@ def test_a_split_is_one_of_the_folders_or_refused(validate, tmp_path, rows):
         path = tmp_path / f"{split}.csv"
         assert validate("--data", tmp_path, "--split", split, "--results", path, "--batch-size", 5)[0] == 0
         assert row_of(path)["count"] == str(count)
+
+
+def test_a_split_of_data_that_has_none_is_refused_but_for_timms_own(validate, tmp_path, rows):
+    data = write_folder(tmp_path / "data", rows)
+    named = write_tar(tmp_path / "some-test.tar", [(f"{NAMES[y]}/{n}.jpg", x) for n, (y, x) in enumerate(rows)])
+    for split in ("foo", "test", "val[:10]"):
+        told = f"no folder '{split}' and no splits, its folders are classes (ant, bee, cat, ...); leave out --split"
+        one_line(validate("--data", data, "--split", split), data, told)
+    one_line(validate("--data", named, "--split", "foo"), named, "one tar", "'foo'", "leave out --split")
+    assert validate("--data", named, "--split", "test")[0] == 0
+    for split in ("validation", "val", "train"):  # of which timm's scripts name one where none is given
+        assert create_dataset("", root=str(data), split=split).reader.root == str(data)
+        assert validate("--data", data, "--split", split)[0] == 0
 
 
 @pytest.mark.parametrize("form", ["shards", "tars"])

@@ -13,6 +13,7 @@ import torch
 from ... import layers
 from ...errors import UserError, first_line
 from ...weights.files import read_rows, write_rows
+from ..outputs import writing
 from ..validation_report import environment
 
 __all__ = ["MACHINE", "VERSIONS", "ResultFile", "surroundings"]
@@ -87,12 +88,8 @@ class ResultFile:
         self.rows = [*rest, *({name: row[name] for name in self.columns} for row in new)]
         if self.path is None:
             return
-        try:
+        with writing("--results", self.path):
             write_rows(self.path, self.rows)
-        except OSError as error:
-            raise UserError(
-                f"--results {self.path} cannot be written: {error.strerror or first_line(error)}"
-            ) from error
 
     def _named(self, row: Mapping[str, str], key: Mapping[str, Any]) -> bool:
         return all(row[name] == str(key[name]) for name in self.key)

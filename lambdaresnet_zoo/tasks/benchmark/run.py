@@ -14,6 +14,7 @@ from tqdm import tqdm
 from ...errors import UserError, first_line
 from ...weights.benchmark_plot import draw, growth_plots, is_current
 from ...weights.benchmarks import Row, growth_table, layer_table, model_table, roofline_table
+from ..outputs import check_writable
 from ..validate import Precision
 from . import growth, layer, model, roofline
 from .compare import Limits, Setting
@@ -75,6 +76,8 @@ def run(options: Options) -> int:
     )
     where = surroundings(device, str(Precision(setting.amp)) + (", CUDA graphs" if setting.graphs else ""))
     paths = {part: results_path(options.results, part, parts) for part in parts}
+    for path in paths.values():
+        check_writable("--results", path or "")
     files = {part: ResultFile(paths[part], *PARTS[part].columns, where) for part in parts}
     work = {part: PARTS[part].units(options, setting, files[part]) for part in parts}
     for part in parts:

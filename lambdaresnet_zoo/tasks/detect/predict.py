@@ -18,6 +18,7 @@ from tqdm import tqdm
 from ...errors import UserError
 from ...weights.files import write_whole
 from ..images import find_images, image_problem, open_image
+from ..outputs import check_writable, writing
 from ..processes import take_part
 from .data import need_pycocotools
 from .detector import load_detector
@@ -52,12 +53,11 @@ def predict(options: PredictOptions) -> int:
         The exit status: 0; 1 if some images failed; 2 if all did.
 
     Raises:
-        UserError: the detector cannot be used.
+        UserError: the detector cannot be used, or the folder cannot be written.
     """
     need_pycocotools()
     output = Path(options.output)
-    if output.exists() and not output.is_dir():
-        raise UserError(f"{output} is no folder; give another --output")
+    check_writable("--output", output, folder=True)
     with take_part(options.device) as (device, _, processes):
         if processes > 1:
             raise UserError("detect predict runs in one process; start it without torchrun")
@@ -77,12 +77,14 @@ def predict(options: PredictOptions) -> int:
             found += [{"file_name": str(path), **result} for result in results.detections]
             canvas = Image.new("RGB", image.size, (BLANK,) * 3) if options.blank else image
             picture = draw(canvas, results.output, list(config.categories.values()), options.threshold)
-            write_whole(output / names[path], lambda file, picture=picture: picture.save(file, "PNG"))  # type: ignore[misc]
+            with writing("--output", output, "folder"):
+                write_whole(output / names[path], lambda file, picture=picture: picture.save(file, "PNG"))  # type: ignore[misc]
             count = int((results.output["scores"] >= options.threshold).sum())
             print(f"{path}: {count} object{'' if count == 1 else 's'}, {output / names[path]}")
             done += 1
         if done:
-            write_whole(output / DETECTIONS, lambda file: file.write_text(json.dumps(found), encoding="utf-8"))
+            with writing("--output", output, "folder"):
+                write_whole(output / DETECTIONS, lambda file: file.write_text(json.dumps(found), encoding="utf-8"))
     for name, problem in problems:
         print(f"error: {name}: {problem}", file=sys.stderr)
     return 0 if not problems else 1 if done else 2

@@ -1,13 +1,16 @@
 """What was measured, as a table and as csv, beside what the paper printed."""
 
+import csv
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ...errors import UserError, first_line
 from ...weights.files import read_rows, write_rows
 from ...weights.published import published_figures
+from ..outputs import writing
 
-__all__ = ["COCO", "report", "write_report"]
+__all__ = ["COCO", "read_report", "report", "write_report"]
 
 COCO = "coco-val2017"
 COLUMNS = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
@@ -46,12 +49,34 @@ def _published(backbone: str, width: int) -> list[str]:
     return lines
 
 
-def write_report(path: Path, row: Mapping[str, Any]) -> None:
-    """Append a row of figures to a csv file."""
+def read_report(path: Path, option: str = "--results") -> list[dict[str, Any]]:
+    """The rows of such a csv file; none where it does not exist.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        return list(read_rows(path)) if path.exists() else []
+    except (OSError, ValueError, csv.Error) as error:
+        raise UserError(f"{option} {path} cannot be read: {first_line(error)}; give another") from error
+
+
+def write_report(path: Path, row: Mapping[str, Any], option: str = "--results") -> None:
+    """Append a row of figures to a csv file.
+
+    Args:
+        path: of the file, which need not exist.
+        row: the figures, by the names of their columns.
+        option: that named the file.
+
+    Raises:
+        UserError: it cannot be read, or not be written.
+    """
     shown = {key: f"{value:.4f}" if isinstance(value, float) else value for key, value in row.items()}
-    rows: list[dict[str, Any]] = [*(read_rows(path) if path.exists() else []), shown]
+    rows: list[dict[str, Any]] = [*read_report(path, option), shown]
     columns = dict.fromkeys(key for each in rows for key in each)  # of a detector without masks there are fewer
-    write_rows(path, [{**dict.fromkeys(columns, ""), **each} for each in rows])
+    with writing(option, path):
+        write_rows(path, [{**dict.fromkeys(columns, ""), **each} for each in rows])
 
 
 def _percent(value: float) -> str:

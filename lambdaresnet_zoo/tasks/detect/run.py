@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from ...detection import DETECTORS, complexity
 from ...errors import UserError
 from ..checkpoints import LAST, Diverged
+from ..outputs import check_writable, writing
 from ..processes import SharedError, gather, take_part, together
 from .data import CocoData, check_images, read_coco
 from .detector import DetectorConfig, build, load_detector, save_detector, write_config
 from .recipe import Recipe, read_recipe
-from .report import report, write_report
+from .report import read_report, report, write_report
 from .samples import Samples
-from .score import detect, score, write_results
+from .score import detect, result_files, score, write_results
 from .train import Loop, Training
 
 __all__ = ["TrainOptions", "ValidateOptions", "train", "validate"]
@@ -117,7 +118,7 @@ def train(options: TrainOptions) -> int:
             if validation is not None:
                 row = _measure(training.model, validation, options, device, process, processes, options.batch_size)
                 if not process:
-                    write_report(output / "results.csv", {"step": step, **row})
+                    write_report(output / "results.csv", {"step": step, **row}, "--output")
                     title = f"{options.detector} on {options.backbone}, step {step}"
                     beside = options.backbone if is_coco_val(validation) else ""
                     print(report(row, title, len(validation.ids), beside))
@@ -140,7 +141,8 @@ def train(options: TrainOptions) -> int:
                 )
             return 0
         if not process:
-            save_detector(output, training.model)
+            with writing("--output", output, "folder"):
+                save_detector(output, training.model)
             print(f"trained {training.step} steps; the detector is in {output}")
         if not (options.eval_steps and training.step % options.eval_steps == 0):
             evaluate(training.step)
@@ -178,6 +180,8 @@ def _prepare(
     output = Path(options.output)
     if options.resume is None and (output / LAST).exists() and not process:
         raise UserError(f"{output} holds a run; continue it with --resume, or give another --output")
+    if not process:  # which writes
+        check_writable("--output", output, folder=True)
     recipe = resolve_recipe(options, processes)
     if options.detector not in DETECTORS:
         raise UserError(f"unknown detector '{options.detector}'; there are {', '.join(DETECTORS)}")
@@ -244,7 +248,8 @@ def _prepare(
     if options.resume is not None:
         training.resume(Path(options.resume) if options.resume else None)
     if not process:
-        write_config(output, config)
+        with writing("--output", output, "folder"):
+            write_config(output, config)
         print(f"{config.kind} on {config.backbone}: {complexity(model, recipe.image_size)}")
         print(f"{len(data.ids)} images, {len(data.categories)} categories; {recipe.steps} steps of {recipe.batch_size}")
     return training, validation
@@ -262,6 +267,12 @@ def validate(options: ValidateOptions) -> int:
     with take_part(options.device) as (device, process, processes):
 
         def prepare() -> tuple[nn.Module, DetectorConfig, CocoData]:
+            if not process:
+                check_writable("--results", options.results)
+                if options.results:
+                    read_report(Path(options.results))
+                for path in result_files(options.output, masks=True):
+                    check_writable("--output", path)
             model, config = load_detector(options.checkpoint, device)
             masks = None if config.has_masks else False
             chosen = (options.skip_bad, options.limit, options.image_ids)
@@ -313,7 +324,7 @@ def _measure(
         return {}
     masks = hasattr(getattr(model, "roi_heads", None), "mask_head") and model.roi_heads.has_mask()  # type: ignore
     if output:
-        for path in write_results(Path(output), found, masks):
+        for path in write_results(output, found, masks):
             print(f"wrote {path}", file=sys.stderr)
     return score(data, found, masks and data.masks)
 

@@ -14,15 +14,18 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from ...weights.files import write_whole
+from ..outputs import writing
 from ..processes import gather
 from .data import CocoData
 from .samples import Images, collate
 
-__all__ = ["METRICS", "Detection", "coco_results", "detect", "score", "write_results"]
+__all__ = ["METRICS", "Detection", "coco_results", "detect", "result_files", "score", "write_results"]
 
 Detection = dict[str, Any]
 METRICS = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
 """The first six figures of COCOeval, in its order, as fractions."""
+KINDS = ("bbox", "segm")
+"""Of COCO's results: boxes, and masks where there are any."""
 
 
 @torch.inference_mode()
@@ -105,7 +108,7 @@ def score(data: CocoData, results: Sequence[Detection], masks: bool) -> dict[str
     from pycocotools.cocoeval import COCOeval
 
     figures: dict[str, float] = {}
-    for name, kind in (("box", "bbox"), ("mask", "segm"))[: 1 + masks]:
+    for name, kind in tuple(zip(("box", "mask"), KINDS, strict=True))[: 1 + masks]:
         with contextlib.redirect_stdout(io.StringIO()):
             if results:
                 found = data.coco.loadRes(split(results, kind))
@@ -122,12 +125,20 @@ def score(data: CocoData, results: Sequence[Detection], masks: bool) -> dict[str
     return figures
 
 
-def write_results(path: Path, results: Sequence[Detection], masks: bool) -> list[Path]:
-    """Write COCO results: PATH.bbox.json and, with ``masks``, PATH.segm.json."""
-    written = []
-    for kind in ("bbox", "segm")[: 1 + masks]:
-        file = path.with_name(f"{path.name}.{kind}.json")
+def write_results(path: str | Path, results: Sequence[Detection], masks: bool) -> list[Path]:
+    """Write COCO results: PATH.bbox.json and, with ``masks``, PATH.segm.json.
+
+    Raises:
+        UserError: they cannot be written.
+    """
+    files = result_files(path, masks)
+    for file, kind in zip(files, KINDS, strict=False):
         text = json.dumps(split(results, kind))
-        write_whole(file, lambda temporary, text=text: temporary.write_text(text))  # type: ignore[misc]
-        written.append(file)
-    return written
+        with writing("--output", file):
+            write_whole(file, lambda temporary, text=text: temporary.write_text(text))  # type: ignore[misc]
+    return files
+
+
+def result_files(path: str | Path, masks: bool) -> list[Path]:
+    """The files that ``write_results`` writes; none where the path is empty."""
+    return [Path(f"{Path(path)}.{kind}.json") for kind in KINDS[: 1 + masks]] if path else []

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from ...errors import UserError, first_line
 from ...weights.files import read_rows, write_rows
 from ..checkpoints import LAST, Diverged, StopSignal, check_run, read_state, steps_left, write_state
+from ..outputs import writing
 from ..sampling import Numbers
 from .recipe import Recipe
 from .samples import Samples, collate
@@ -118,6 +119,7 @@ class Training:
 
         Raises:
             Diverged: the weights are no numbers any more.
+            UserError: it cannot be written; the one before is whole.
         """
         if not all(bool(parameter.isfinite().all()) for parameter in self.model.parameters()):
             raise Diverged(f"the weights are no numbers after step {self.step}; {self._last_good()}")
@@ -129,7 +131,7 @@ class Training:
                 "optimizer": self.optimizer.state_dict(),
                 "scaler": self.scaler.state_dict(),
             }
-            write_state(self.checkpoint, state)
+            write_state(self.checkpoint, state, f"{self._last_good()}: make room, then --resume")
         self.saved = self.step
 
     def finish(self, every: int = 0, evaluate: Callable[[int], object] | None = None) -> bool:
@@ -241,7 +243,8 @@ class Training:
         row = {"step": self.step, "lr": f"{self.optimizer.param_groups[0]['lr']:.6g}"}
         row |= {key: f"{value:.5f}" for key, value in losses.items()}
         before = [old for old in read_rows(path) if int(old["step"]) < self.step] if path.exists() else []
-        write_rows(path, [*before, row])
+        with writing("--output", self.loop.output, "folder"):
+            write_rows(path, [*before, row])
 
 
 def _flat(run: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ be repeated has several rows.
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,7 @@ import numpy as np
 
 from ...errors import UserError, first_line
 from ...weights.files import write_rows, write_whole
+from ..outputs import writing
 
 __all__ = ["LABELS", "Choice", "LabelStore", "Labels", "Said", "read_labels"]
 
@@ -113,10 +115,11 @@ class LabelStore:
         try:
             if not path.exists():
                 text = json.dumps(run, indent=2, ensure_ascii=False) + "\n"
-                write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+                with self._writing():
+                    write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
             there = json.loads(path.read_text(encoding="utf-8"))
         except OSError as error:
-            raise UserError(f"--out {self.folder} cannot be written: {error.strerror or first_line(error)}") from error
+            raise UserError(f"--out {self.folder} cannot be read: {error.strerror or first_line(error)}") from error
         except ValueError as error:
             raise UserError(f"{path} is damaged ({first_line(error)}); give another --out") from error
         other = [
@@ -138,10 +141,8 @@ class LabelStore:
         schema = arrow.schema([*fields, ("probabilities", arrow.list_(arrow.float32()))])
         table = arrow.Table.from_pylist([vars(row) for row in rows], schema=schema)
         table = table.replace_schema_metadata({ROOT_KEY: json.dumps(list(bad)).encode()})
-        try:
+        with self._writing():
             write_whole(self._part(part), partial(self.parquet.write_table, table))
-        except OSError as error:
-            raise UserError(f"--out {self.folder} cannot be written: {error.strerror or first_line(error)}") from error
 
     def bad(self) -> list[tuple[str, str]]:
         """Images of all parts that were left out as damaged, and why."""
@@ -174,12 +175,13 @@ class LabelStore:
             }
             for number, name in enumerate(names)
         ]
-        try:
+        with self._writing():
             write_whole(self.folder / LABELS, partial(self._write_labels, run, choice, times))
             write_rows(self.folder / "classes.csv", rows)
-        except OSError as error:
-            raise UserError(f"--out {self.folder} cannot be written: {error.strerror or first_line(error)}") from error
         return rows
+
+    def _writing(self) -> AbstractContextManager[None]:
+        return writing("--out", self.folder, "folder")
 
     def _part(self, part: int) -> Path:
         return self.folder / "parts" / f"{part:06d}.parquet"

@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ...errors import UserError
+from ...startup import INTERRUPTED
 from ..loading import load_model
+from ..outputs import check_writable
 from ..processes import SharedError, gather, take_part, together
 from ..validate import Loading, Precision, image_loader, resolve_input
 from ..validation_classes import known_classes
@@ -25,7 +27,6 @@ from .files import LABELS, Choice, LabelStore, Said
 
 __all__ = ["LabelOptions", "UnlabelledImages", "label", "open_images"]
 
-INTERRUPTED = 130
 ALL_CLASSES = 100
 """Classes up to which all probabilities are kept, where the user says nothing."""
 
@@ -164,6 +165,7 @@ def _prepare(
     options: LabelOptions, device: torch.device
 ) -> tuple[nn.Module, dict[str, Any], Any, LabelStore, dict[str, Any]]:
     """Teacher, preprocessing, images, folder, and what makes the run what it is."""
+    check_writable("--out", options.out, folder=True)
     model = load_model(options.teacher, options.checkpoint or None, device)
     if options.channels_last:
         model = model.to(memory_format=torch.channels_last)

@@ -17,6 +17,7 @@ from ...errors import UserError, first_line
 from ...weights.files import write_whole
 from ..checkpoints import LAST, Diverged, StopSignal, read_state
 from ..loading import usable_device
+from ..outputs import check_writable, writing
 from ..processes import SharedError, take_part, together
 from ..validate import Measurement
 from ..validation_report import wilson
@@ -114,15 +115,15 @@ def _locking(output: Path) -> Iterator[Callable[[], None]]:
     lock = FileLock(output / f".{LAST}.lock")
 
     def take() -> None:
-        try:
-            if not lock.is_locked:
-                lock.acquire(timeout=LOCKED)
-        except Timeout as error:
-            raise UserError(f"{output} holds a run that is still going on; wait, or give another --output") from error
-        except NotImplementedError:  # of filelock before version 4, on a disk that knows no locks
-            return
-        except OSError as error:
-            raise _unwritable(output, error) from error
+        with writing("--output", output, "folder"):
+            try:
+                if not lock.is_locked:
+                    lock.acquire(timeout=LOCKED)
+            except Timeout as error:  # which is an OSError
+                text = f"{output} holds a run that is still going on; wait, or give another --output"
+                raise UserError(text) from error
+            except NotImplementedError:  # of filelock before version 4, on a disk that knows no locks
+                return
 
     try:
         yield take
@@ -153,6 +154,7 @@ def _check(options: TrainOptions, place: Place) -> None:
             raise UserError('--tensorboard needs tensorboard: pip install "lambdaresnet-zoo[train]"') from error
     if place.is_first and not options.dry_run:
         _check_free(options, place.output)
+        check_writable("--output", place.output, folder=True)
 
 
 def _check_free(options: TrainOptions, output: Path) -> None:
@@ -170,20 +172,11 @@ def _taken_over(options: TrainOptions, output: Path) -> Path | None:
 
 def _take_output(output: Path, options: TrainOptions, lock: Callable[[], None]) -> None:
     """Take the folder of the run, which is made, for this run alone, and write the options into it."""
-    probe = output / f".{os.getpid()}.probe"
-    try:
+    with writing("--output", output, "folder"):
         output.mkdir(parents=True, exist_ok=True)
-        probe.write_bytes(b"")
-        probe.unlink()
         lock()
         _check_free(options, output)  # another run may have begun and ended since
         write_args(output, options)
-    except OSError as error:
-        raise _unwritable(output, error) from error
-
-
-def _unwritable(output: Path, error: OSError) -> UserError:
-    return UserError(f"--output {output} cannot be written to: {error.strerror}; give another folder")
 
 
 class _Run:

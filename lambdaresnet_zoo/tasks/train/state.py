@@ -9,7 +9,7 @@ import torch
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from ...errors import UserError, first_line
+from ...errors import UserError
 from ..checkpoints import LAST, Diverged, check_run, read_state, write_state
 from .data import TrainData
 from .model import Freezing
@@ -202,13 +202,7 @@ class TrainState:
         Raises:
             UserError: it cannot be written.
         """
-        try:
-            write_state(path, state)
-        except (OSError, RuntimeError) as error:  # torch's writer raises either on a full disk
-            reason = getattr(error, "strerror", None) or first_line(error)
-            raise UserError(
-                f"{path} cannot be written ({reason}); {self._last_good()}: make room, then --resume"
-            ) from error
+        write_state(path, state, f"{self._last_good()}: make room, then --resume")
 
     def _last_good(self) -> str:
         return f"the last good checkpoint: {f'step {self.saved} in {self.checkpoint}' if self.saved else 'none yet'}"

@@ -170,7 +170,7 @@ def test_a_full_disk_is_one_line_and_leaves_the_checkpoint_before(train, tmp_pat
 
 def test_a_folder_that_cannot_be_written_to_is_one_line(train, tmp_path):
     (tmp_path / "file").write_text("")
-    one_line(train("--output", tmp_path / "file" / "run"), "--output", "cannot be written to: Not a directory")
+    one_line(train("--output", tmp_path / "file" / "run"), "--output", "cannot be written: Not a directory")
 
 
 def test_a_damaged_checkpoint_is_one_line(train, tmp_path):

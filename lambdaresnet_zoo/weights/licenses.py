@@ -1,0 +1,36 @@
+"""The licences that the Hub lists, by the identifiers that a card states."""
+
+import difflib
+
+__all__ = ["LICENSES", "doubt", "nearest"]
+
+# https://huggingface.co/docs/hub/repositories-licenses; the Hub adds to it, so another one is doubted, not refused.
+LICENSES = frozenset((
+    "apache-2.0", "mit", "openrail", "bigscience-openrail-m", "creativeml-openrail-m", "bigscience-bloom-rail-1.0",
+    "bigcode-openrail-m", "afl-3.0", "artistic-2.0", "bsl-1.0", "bsd", "bsd-2-clause", "bsd-3-clause",
+    "bsd-3-clause-clear", "c-uda", "cc", "cc0-1.0", "cc-by-2.0", "cc-by-2.5", "cc-by-3.0", "cc-by-4.0",
+    "cc-by-sa-3.0", "cc-by-sa-4.0", "cc-by-nc-2.0", "cc-by-nc-3.0", "cc-by-nc-4.0", "cc-by-nd-4.0", "cc-by-nc-nd-3.0",
+    "cc-by-nc-nd-4.0", "cc-by-nc-sa-2.0", "cc-by-nc-sa-3.0", "cc-by-nc-sa-4.0", "cdla-sharing-1.0",
+    "cdla-permissive-1.0", "cdla-permissive-2.0", "wtfpl", "ecl-2.0", "epl-1.0", "epl-2.0", "etalab-2.0", "eupl-1.1",
+    "eupl-1.2", "agpl-3.0", "gfdl", "gpl", "gpl-2.0", "gpl-3.0", "lgpl", "lgpl-2.1", "lgpl-3.0", "isc", "h-research",
+    "intel-research", "lppl-1.3c", "ms-pl", "apple-ascl", "apple-amlr", "mpl-2.0", "odc-by", "odbl", "openmdw-1.0",
+    "openrail++", "osl-3.0", "postgresql", "ofl-1.1", "ncsa", "unlicense", "zlib", "pddl", "lgpl-lr",
+    "deepfloyd-if-license", "fair-noncommercial-research-license", "llama2", "llama3", "llama3.1", "llama3.2",
+    "llama3.3", "llama4", "grok2-community", "gemma", "unknown", "other",
+))  # fmt: skip
+
+
+def nearest(license: str) -> list[str]:
+    """The identifiers that are most like a text, best first; at most three, and none that is far from it."""
+    return difflib.get_close_matches(license.lower(), sorted(LICENSES), n=3)
+
+
+def doubt(license: str) -> str:
+    """What is to be said of an identifier that the Hub does not list, in one line; empty for one that it does."""
+    if license in LICENSES:
+        return ""
+    close = nearest(license)
+    hint = f"did you mean {', '.join(close)}?" if close else "its list is in its documentation"
+    return (
+        f"the Hub lists no licence '{license}' and may refuse the card ({hint}); 'other' is for what it does not list"
+    )
