@@ -1,5 +1,6 @@
 """The command `train`: data, network, loop, what is left in the end; alone or under torchrun."""
 
+import math
 import os
 import shutil
 import sys
@@ -47,7 +48,7 @@ def train(options: TrainOptions) -> int:
     """Train a classifier; write checkpoints, curves and a folder with the model into the output.
 
     Returns:
-        The exit status: 0, after SIGTERM too, with a checkpoint; 1 if the loss is no number.
+        The exit status: 0, after SIGTERM too, with a checkpoint; 1 if a loss is no number.
 
     Raises:
         UserError: training cannot begin, or not go on.
@@ -288,6 +289,8 @@ class _Run:
         if found is None:
             return {}
         self.training.count_bad(found.bad)
+        if found.count and not math.isfinite(found.loss):  # the same in every process
+            raise self.training.taken_back()
         row = figures(found)
         if self.place.is_first:
             print(

@@ -14,6 +14,7 @@ from train_runs import equal, finish, start, tiny, weights
 from lambdaresnet_zoo.tasks.train import loop
 from lambdaresnet_zoo.weights.files import read_rows
 
+ANEW = "begin another --output with a lower --lr, or with --clip-grad 1"
 BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 RANDOM = (
     "--deterministic", "--model-ema", "--model-ema-warmup", "--mixup", 0.2, "--cutmix", 0.5, "--drop", 0.1,
@@ -136,9 +137,59 @@ def test_a_loss_that_is_no_number_stops_with_the_last_good_checkpoint(train, tmp
     status, _, err = train("--output", tmp_path, "--checkpoint-steps", 2, "--sched", "none")
     assert status == 1
     good = f"the last good checkpoint: step 6 in {tmp_path / 'last.pt'}"
-    assert err == [f"error: the loss is no number at step 7, learning rate 0.05; {good}"]
+    assert err == [f"error: the loss is no number at step 7, learning rate 0.05; {good}; {ANEW}"]
     state = torch.load(tmp_path / "last.pt", weights_only=True)
     assert state["progress"]["step"] == 6 and all(value.isfinite().all() for value in state["model"].values())
+
+
+def refuse(*names):
+    raise PermissionError(1, "no links here")
+
+
+def last_update(monkeypatch, step):
+    """The weights become so large in an update that the network's outputs are no numbers."""
+    real = loop.Training._update
+
+    def update(self, *args):
+        real(self, *args)
+        if self.progress.step + 1 == step:
+            self.model.head.fc.weight.data.fill_(3e38)
+
+    monkeypatch.setattr(loop.Training, "_update", update)
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_an_evaluation_without_numbers_is_not_exported(train, tmp_path, monkeypatch, links):
+    options = ("--sched", "none", "--output")
+    assert train(*options, tmp_path / "whole")[0] == 0
+    with monkeypatch.context() as patched:
+        last_update(patched, 12)
+        if not links:
+            patched.setattr(os, "link", refuse)
+        status, _, err = train(*options, tmp_path / "run")
+    good = f"the last good checkpoint: step 8 in {tmp_path / 'run' / 'last.pt'}"
+    told = "the evaluation's loss is no number after step 12, learning rate 0.05"
+    assert (status, err) == (1, [f"error: {told}; {good}; {ANEW}"])
+    assert not (tmp_path / "run" / "model").exists() and len(read_rows(tmp_path / "run" / "summary.csv")) == 2
+    assert torch.load(tmp_path / "run" / "last.pt", weights_only=True)["progress"]["step"] == 8
+    assert train(*options, tmp_path / "run", "--resume")[0] == 0
+    assert equal(weights(tmp_path / "whole"), weights(tmp_path / "run"))
+    assert not (tmp_path / "run" / ".last.pt.before").exists()
+
+
+def test_a_first_evaluation_without_numbers_leaves_no_checkpoint(train, tmp_path):
+    options = ("--output", tmp_path, "--batch-size", 36, "--epochs", 1, "--warmup-epochs", 0)
+    status, _, err = train(*options, "--lr", 1e38)
+    told = "the evaluation's loss is no number after step 1, learning rate 1e+38"
+    assert (status, err) == (1, [f"error: {told}; the last good checkpoint: none yet; {ANEW}"])
+    assert train(*options)[0] == 0
+
+
+def test_statistics_that_are_no_numbers_are_not_saved(train, tmp_path, monkeypatch):
+    """Training normalises by the batch, so its loss does not show them."""
+    after(monkeypatch, 4, lambda self: self.model.stem.conv1.bn.running_var.fill_(math.nan))
+    status, _, err = train("--output", tmp_path, "--val-fraction", 0)
+    assert status == 1 and err[0].startswith("error: the weights are no numbers after step 4; ")
 
 
 def test_ctrl_c_says_how_to_go_on(train, tmp_path, monkeypatch):
