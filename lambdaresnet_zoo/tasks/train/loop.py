@@ -106,13 +106,11 @@ class Training(TrainState):
         row |= figures
         progress.evaluated = True
         self.forget_before()
-        if figures:
-            name = f"eval_{options.eval_metric}"
-            if is_better(figures[name], progress.best.get(name), options.eval_metric):
-                progress.best = {key: float(number) for key, number in row.items()}
-                state = self.states.model(self.evaluated_network)
-                if self.place.is_first:
-                    self.write(self.place.output / BEST, {"model": state, "row": progress.best})
+        if figures and is_better(figures, progress.best, options.eval_metric):
+            progress.best = {key: float(number) for key, number in row.items()}
+            state = self.states.model(self.evaluated_network)
+            if self.place.is_first:
+                self.write(self.place.output / BEST, {"model": state, "row": progress.best})
         if options.sched == "plateau":
             # Without a figure the rate stays as it is, but for the warm-up.
             metric = row["train_loss"] if evaluate is None else figures.get(f"eval_{options.eval_metric}")
