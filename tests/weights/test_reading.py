@@ -186,8 +186,29 @@ def test_two_networks_in_one_state(tmp_path):
     refused(tmp_path / "a.pth", "holds a twice, once as module.a")
 
 
+def test_the_folder_of_a_model_is_told(tmp_path):
+    """It, or the one in the folder of a run, but not one of several."""
+    run = tmp_path / "run"
+    for name in ("model", "other"):
+        (run / name).mkdir(parents=True)
+        (run / name / "config.json").write_text("{}")
+        save_file(STATE, run / name / "model.safetensors")
+        model = re.escape(str(run / "model"))
+        told = f"give {model}/model.safetensors, or no checkpoint and --model local-dir:{model} "
+        refused(run / "model", told)
+        refused(run, told if name == "model" else "name the file in it")
+
+
+def test_torchscript_is_told(tmp_path):
+    traced = torch.jit.trace(torch.nn.Linear(2, 2), torch.ones(1, 2))
+    torch.jit.save(traced, str(tmp_path / "a.pt"))
+    refused(tmp_path / "a.pt", "is a TorchScript archive", "save its state_dict")
+
+
 def test_what_is_no_file_of_weights(tmp_path):
-    refused(tmp_path, "is a folder")
+    refused(tmp_path, "is a folder, not a checkpoint: name the file in it; there is none")
+    (tmp_path / "last.pt").write_text("")
+    refused(tmp_path, "name the file in it, such as .*last.pt")
     refused(tmp_path / "missing.pth", "no such file")
     (tmp_path / "a.txt").write_text("hello, world; this is text")
     refused(tmp_path / "a.txt", "neither a safetensors file")

@@ -4,9 +4,8 @@ import pytest
 import timm
 import torch
 from command import one_line
-from safetensors.torch import load_file
 from timm.utils.model import reparameterize_model
-from train_runs import equal, tiny, weights
+from train_runs import tiny
 
 NAME = "test_lambdaresnet"
 KINDS = ("predict", "validate", "train", "convert")
@@ -47,3 +46,29 @@ def test_folded_weights_are_told(give, network, tmp_path, kind):
     outcome = give(kind, tmp_path / "folded.pth")
     one_line(outcome, "folded.pth: the weights were folded for inference", "before reparameterize_model")
     assert "--model" not in outcome[2][0]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_torchscript_is_told(give, network, tmp_path, kind):
+    torch.jit.save(torch.jit.trace(network, torch.randn(1, 3, 32, 32)), str(tmp_path / "traced.pt"))
+    one_line(give(kind, tmp_path / "traced.pt"), "traced.pt is a TorchScript archive", "save its state_dict()")
+
+
+@pytest.fixture(scope="module")
+def done(coloured, tmp_path_factory):
+    """The folder of a run."""
+    from lambdaresnet_zoo.cli import main
+
+    folder = tmp_path_factory.mktemp("done") / "run"
+    assert main(["train", *map(str, tiny(coloured)), "--epochs", "1", "--output", str(folder)]) == 0
+    return folder
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_folder_of_a_run_is_told_and_what_is_named_is_taken(give, done, kind):
+    model = done / "model"
+    told = (
+        f"{done} is the folder of a run: give {model}" if kind == "convert" else f"give {model / 'model.safetensors'}"
+    )
+    one_line(give(kind, done), told)
+    assert give(kind, model if kind == "convert" else model / "model.safetensors")[0] == 0
