@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError, first_line
 from ..registry import check_name, list_models
+from ..weights.reading import COUNTER
 from .report import Row
 
 __all__ = ["FoldedError", "MisfitError", "fill", "find_model", "load", "model_arguments"]
@@ -31,9 +32,6 @@ class FoldedError(UserError):
             "the weights were folded for inference: their batch norms have gone into the convolutions, and do not "
             "come out of them again; save the state_dict() before reparameterize_model"
         )
-
-
-COUNTER = "num_batches_tracked"  # of batch norm: torch before 0.4.1 saved none, and evaluation needs none
 
 
 @cache

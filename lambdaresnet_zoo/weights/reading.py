@@ -22,7 +22,7 @@ from torch import Tensor
 from ..errors import UserError, first_line
 from .folder import WEIGHTS, model_folder
 
-__all__ = ["Checkpoint", "check_values", "read_checkpoint"]
+__all__ = ["COUNTER", "Checkpoint", "check_values", "read_checkpoint"]
 
 EMA_KEYS = ("state_dict_ema", "model_ema", "ema")
 WEIGHT_KEYS = ("state_dict", "model", "model_state_dict")
@@ -31,6 +31,7 @@ NAME_KEYS = ("arch", "model_name")  # where timm's training and an earlier one o
 ZIP, PICKLE = b"PK\x03\x04", b"\x80"
 SAFETENSORS = b"\0\0{"  # from the seventh byte on: the end of the header's length, and its first character
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".tar", ".ckpt")  # that checkpoints have
+COUNTER = "num_batches_tracked"  # of batch norm: torch before 0.4.1 saved none, and evaluation needs none
 WRAPPER = re.compile(r"^(?:module\.)+|_orig_mod\.")  # DistributedDataParallel and EMA; torch.compile, at any depth
 EXPANSION = 4  # torch stores its records as they are; an archive that grows more than this is not its own
 SAFE_CLASSES: list[Any] = [argparse.Namespace]  # timm's training keeps its arguments in one
@@ -41,7 +42,7 @@ class Checkpoint:
     """What was read from a file."""
 
     state: dict[str, Tensor]
-    """Names to tensors, without the prefixes of wrappers."""
+    """Names to tensors, without the prefixes of wrappers; counters of batch norm as int64."""
     entry: str = ""
     """The entry of the file that held them, such as ``state_dict_ema``; empty where the file is the state."""
     model: str = ""
@@ -198,5 +199,15 @@ def _clean(path: Path, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         short = WRAPPER.sub("", short)  # either may wrap the other
         if short in cleaned:
             raise UserError(f"{path}: holds {short} twice, once as {key}: give one network's weights")
-        cleaned[short] = value.detach()
+        cleaned[short] = _counter(value.detach()) if short.endswith(COUNTER) else value.detach()
     return cleaned
+
+
+def _counter(value: Tensor) -> Tensor:
+    """A counter as the whole number that it is, where it was cast to half precision with all else.
+
+    Beyond that type's range it is not known any more: 0, as where there is none.
+    """
+    if not value.is_floating_point() or value.numel() != 1 or value.layout != torch.strided:
+        return value
+    return torch.nan_to_num(value, nan=0.0, posinf=0.0, neginf=0.0).long()

@@ -157,6 +157,24 @@ def test_zip_bomb(tmp_path):
     assert equal(read_checkpoint(bomb).state, STATE)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_counters_that_were_cast_are_whole_numbers_again(tmp_path, dtype):
+    counters = {"a.num_batches_tracked": torch.tensor(48), "b.num_batches_tracked": torch.tensor(2**60)}
+    state = {key: value.to(dtype) for key, value in (STATE | counters).items()}
+    torch.save(state, tmp_path / "a.pth")
+    read = read_checkpoint(tmp_path / "a.pth").state
+    check_values(tmp_path / "a.pth", read)
+    assert {read[key].dtype for key in STATE} == {dtype}
+    beyond = torch.tensor(0 if dtype == torch.float16 else 2**60)
+    assert equal({key: read[key] for key in counters}, counters | {"b.num_batches_tracked": beyond})
+    assert {read[key].dtype for key in counters} == {torch.int64}
+
+
+def test_a_counter_that_is_none_is_refused(tmp_path):
+    torch.save({"num_batches_tracked": torch.ones(1).expand(10**6, 10**6)}, tmp_path / "a.pth")
+    refused(tmp_path / "a.pth", "claims the shape")
+
+
 @pytest.mark.parametrize(
     ("tensor", "message"),
     [

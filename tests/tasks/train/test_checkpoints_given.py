@@ -4,6 +4,7 @@ import pytest
 import timm
 import torch
 from command import one_line
+from safetensors.torch import load_file
 from timm.utils.model import reparameterize_model
 from train_runs import tiny
 
@@ -15,7 +16,7 @@ KINDS = ("predict", "validate", "train", "convert")
 def give(command, coloured, tmp_path):
     """Give a checkpoint to a command; returns its outcome."""
 
-    def run(kind, path):
+    def run(kind, path, *more):
         one = sorted((coloured / "val" / "red").iterdir())[0]
         options = {
             "predict": ("--model", NAME, "--checkpoint", path, one),
@@ -29,7 +30,7 @@ def give(command, coloured, tmp_path):
             ),
             "convert": (path, tmp_path / "converted"),
         }  # fmt: skip
-        return command(kind, *options[kind])
+        return command(kind, *options[kind], *more)
 
     return run
 
@@ -72,3 +73,19 @@ def test_the_folder_of_a_run_is_told_and_what_is_named_is_taken(give, done, kind
     )
     one_line(give(kind, done), told)
     assert give(kind, model if kind == "convert" else model / "model.safetensors")[0] == 0
+
+
+@pytest.mark.parametrize(("kind", "name"), [*((kind, NAME) for kind in KINDS), ("train", "test_resnet")])
+def test_a_state_that_was_cast_to_half_precision_is_taken(give, tmp_path, kind, name):
+    """Its counters too, which are whole numbers."""
+    torch.manual_seed(0)
+    state = timm.create_model(name, num_classes=3).state_dict()
+    counters = [key for key in state if key.endswith("num_batches_tracked")]
+    torch.save({key: value.half() for key, value in state.items()}, tmp_path / "half.pth")
+    more = ("--model", name, "--freeze-bn") if kind == "train" else ()
+    status, _, err = give(kind, tmp_path / "half.pth", *more)
+    assert (status, err) == (0, [])
+    if kind == "convert":
+        found = load_file(tmp_path / "converted" / "model.safetensors")
+        assert {found.pop(key).dtype for key in counters} == {torch.int64}
+        assert {value.dtype for value in found.values()} == {torch.float16}
