@@ -81,7 +81,12 @@ def _add_run(add: _Group) -> None:
         help="updates between checkpoints within an epoch; 0 for none but at its end")  # fmt: skip
     add("--val-interval", type=count, metavar="N", help="epochs between evaluations")
     add("--eval-metric", choices=["top1", "top5", "loss"], help="by which the best weights are kept")
-    add("--log-interval", type=count, metavar="N", help="updates between rows of steps.csv")
+    add(
+        "--log-interval",
+        type=count,
+        metavar="N",
+        help="updates between rows of steps.csv, where an epoch's end has one too",
+    )
     add.flag("--tensorboard", help="write curves for TensorBoard too")
     add.flag("--progress", help="a progress bar (if stderr is a terminal)")
 

@@ -63,7 +63,7 @@ class Training(TrainState):
             stops = False
             if saves or place.device.type == "cpu" or progress.step % LOOK == 0:
                 stops = self._look(stop.requested)
-            if progress.step % self.options.log_interval == 0:
+            if ends or progress.step % self.options.log_interval == 0:  # as timm's train.py
                 self._log_step(bar)
             if saves or stops:
                 progress.seconds += time.perf_counter() - start

@@ -57,6 +57,18 @@ def test_it_learns_and_leaves_what_it_is(train, tmp_path):
     assert f"top-1 {100 * right / 12:.2f} %" in out[-1] and out[-1].endswith(f"local-dir:{tmp_path / 'model'}")
 
 
+def test_each_epoch_ends_with_a_row_of_its_own(train, tmp_path):
+    """However few its steps; a row is of the steps since the one before."""
+    for name, interval in (("every", 1), ("third", 3), ("never", 50)):
+        assert train("--output", tmp_path / name, "--epochs", 2, "--log-interval", interval)[0] == 0
+    every, third, never = (read_rows(tmp_path / name / "steps.csv") for name in ("every", "third", "never"))
+    assert [int(row["step"]) for row in third] == [3, 4, 6, 8]
+    assert [int(row["step"]) for row in never] == [4, 8]
+    losses = [float(row["loss"]) for row in every]
+    assert float(never[1]["loss"]) == pytest.approx(sum(losses[4:]) / 4, rel=1e-5)
+    assert float(third[2]["loss"]) == pytest.approx(sum(losses[4:6]) / 2, rel=1e-5)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_stopped_run_ends_as_an_unstopped_one(train, tmp_path, monkeypatch, workers):
