@@ -205,6 +205,22 @@ class TrainOptions:
         """Whether images of a batch are mixed."""
         return self.mixup > 0 or self.cutmix > 0 or self.cutmix_minmax is not None
 
+    def told(self, name: str) -> str:
+        """An option with its value as messages name it, and where that comes from if the user has not given it."""
+        value = getattr(self, name)
+        shown = (
+            " ".join(map(str, value))
+            if isinstance(value, list)
+            else f"{value:g}"
+            if isinstance(value, float)
+            else value
+        )
+        text = f"--{name.replace('_', '-')}" if value is True else f"--{name.replace('_', '-')} {shown}"
+        source = self.sources.get(name, "the default")
+        if source in ("given", "--set"):
+            return text
+        return f"{text} ({f'recipe {self.recipe}' if self.recipe and source.startswith(self.recipe) else source})"
+
     def identity(self) -> dict[str, str]:
         """What makes the run the run that it is: a checkpoint of another one cannot be continued."""
         return {

@@ -235,7 +235,7 @@ def test_a_tie_is_settled_in_a_run_that_goes_on_too(train, tmp_path, monkeypatch
     ("arguments", "parts"),
     [
         (("--seed", 2**32), ("--seed 4294967296",)),
-        (("--val-fraction", 0.2, "--val-split", "val"), ("--val-fraction and --val-split",)),
+        (("--val-fraction", 0.2, "--val-split", "val"), ("--val-fraction 0.2 and --val-split",)),
     ],
     ids=["seed", "validation"],
 )
