@@ -6,7 +6,32 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["count", "fraction", "keyword", "natural", "number", "points", "positive", "share"]
+__all__ = ["Adder", "count", "fraction", "keyword", "natural", "number", "points", "positive", "share"]
+
+
+class Adder:
+    """Adds options that are absent where they are not given, and tells their defaults.
+
+    Args:
+        group: a parser, or a group of its arguments.
+        defaults: of the options that have one, by their names.
+    """
+
+    def __init__(self, group: Any, defaults: object) -> None:
+        self.group, self.defaults = group, defaults
+
+    def __call__(self, *names: str, help: str, **options: Any) -> None:
+        """Add an option, as ``add_argument`` does."""
+        dest = options.get("dest") or next(name for name in names if name.startswith("--"))[2:].replace("-", "_")
+        default = getattr(self.defaults, dest, None)
+        if default not in (None, "", [], (), {}, False, True):
+            shown = " ".join(map(str, default)) if isinstance(default, list) else default
+            help = f"{help} ({shown})"
+        self.group.add_argument(*names, help=help, default=argparse.SUPPRESS, **options)
+
+    def flag(self, name: str, help: str) -> None:
+        """An option with a --no- twin."""
+        self.group.add_argument(name, help=help, default=argparse.SUPPRESS, action=argparse.BooleanOptionalAction)
 
 
 def count(text: str) -> int:

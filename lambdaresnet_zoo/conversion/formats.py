@@ -17,6 +17,7 @@ from ..models import lambdaresnet_ports, lambdaresnet_public
 from ..models.lambdaresnet_public import from_timm
 from ..registry import list_models
 from .layouts import LAYOUTS, OWN, TIMM, Layout
+from .matching import FoldedError
 
 __all__ = ["Translation", "translate"]
 
@@ -57,7 +58,7 @@ def translate(state: dict[str, Tensor]) -> Translation:
     Raises:
         UserError: an unknown layout, shapes that do not fit the one recognised, or weights that have no
             equal here: an intra-depth whose channel order cannot be told, position embeddings that are
-            not relative.
+            not relative. FoldedError: a single layer's, folded for inference.
     """
     layout = _recognise(state)
     try:
@@ -73,6 +74,8 @@ def translate(state: dict[str, Tensor]) -> Translation:
         folded = _fold_shortcut_biases(renamed, sources)
         layer = None if layout.models else _layer_arguments(renamed, layout.is_global)
     except KeyError as error:
+        if str(error.args[0]).startswith("norm_") and "qkv.bias" in renamed:
+            raise FoldedError from error
         raise UserError(f"weights look like {layout.name}, but there is no {error.args[0]}") from error
     except (RuntimeError, ValueError, IndexError, ZeroDivisionError) as error:
         raise UserError(f"weights look like {layout.name}, but shapes do not fit: {first_line(error)}") from error

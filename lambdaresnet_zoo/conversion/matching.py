@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from ..errors import UserError, first_line
 from ..registry import check_name, list_models
+from ..weights.reading import COUNTER
 from .report import Row
 
-__all__ = ["MisfitError", "fill", "find_model", "load", "model_arguments"]
+__all__ = ["FoldedError", "MisfitError", "fill", "find_model", "load", "model_arguments"]
 
 
 class MisfitError(UserError):
@@ -23,7 +24,14 @@ class MisfitError(UserError):
         self.rows = rows
 
 
-COUNTER = "num_batches_tracked"  # of batch norm: torch before 0.4.1 saved none, and evaluation needs none
+class FoldedError(UserError):
+    """Weights are those of a network, or a layer, whose batch norms were folded away."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the weights were folded for inference: their batch norms have gone into the convolutions, and do not "
+            "come out of them again; save the state_dict() before reparameterize_model"
+        )
 
 
 @cache
@@ -50,6 +58,8 @@ def find_model(state: Mapping[str, Tensor], candidates: Iterable[str] = ()) -> s
     if found:
         raise UserError(f"these weights fit {', '.join(found)}: name one with --model")
     nearest = min(names, key=lambda name: len(misfits[name]))
+    if _are_folded(misfits[nearest], state):
+        raise FoldedError
     raise MisfitError(
         f"these weights fit no model of this package; the nearest is {nearest}, where {_told(misfits[nearest])}; "
         "name the model with --model, and options that it was built with by --model-kwargs",
@@ -108,10 +118,13 @@ def load(module: nn.Module, name: str, state: Mapping[str, Tensor], sources: Map
 
     Raises:
         MisfitError: a tensor is missing, unknown or of another shape.
+        FoldedError: batch norms are folded away.
         UserError: one is of a type that its place cannot hold.
     """
     own = module.state_dict()
     if misfits := _differences({key: tuple(value.shape) for key, value in own.items()}, state):
+        if _are_folded(misfits, state):
+            raise FoldedError
         raise MisfitError(f"these weights do not fit {name}: {_told(misfits)}", misfits)
     rows = []
     filled = dict(state)
@@ -155,6 +168,16 @@ def _differences(shapes: Mapping[str, tuple[int, ...]], state: Mapping[str, Tens
         *(Row("missing", "", key, shapes[key]) for key in shapes if key not in state and COUNTER not in key),
         *(Row("unknown", key, "", tuple(value.shape)) for key, value in state.items() if key not in shapes),
     ]
+
+
+def _are_folded(misfits: list[Row], state: Mapping[str, Tensor]) -> bool:
+    """Whether batch norms are missing, and a convolution that fits has a bias instead."""
+    wrong = {row.source for row in misfits}
+    biases = [row.source for row in misfits if row.status == "unknown" and row.source.endswith(".bias")]
+    weights = [f"{key.removesuffix('bias')}weight" for key in biases]
+    return any(row.status == "missing" and row.key.endswith(".running_var") for row in misfits) and any(
+        weight in state and weight not in wrong for weight in weights
+    )
 
 
 def _told(misfits: list[Row], most: int = 3) -> str:

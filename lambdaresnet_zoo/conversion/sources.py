@@ -12,7 +12,7 @@ from ..errors import UserError, first_line
 from ..models.pretrained import no_weights
 from ..registry import list_models
 from ..weights import hub
-from ..weights.folder import CONFIG, WEIGHTS
+from ..weights.folder import CONFIG, WEIGHTS, model_folder
 from ..weights.shipped import verify_folder, verify_shipped
 from .config import SourceConfig, parse_config, read_config
 
@@ -90,6 +90,9 @@ def _folder(folder: Path, name: str) -> Source:
     files = [folder / WEIGHTS] if (folder / WEIGHTS).is_file() else []
     for pattern in OTHERS:
         files = files or sorted(folder.glob(pattern))
+    inner = model_folder(folder) if len(files) != 1 else None
+    if inner is not None:
+        raise UserError(f"{folder} is the folder of a run: give {inner}, the model in it")
     if not files:
         raise UserError(f"{folder} is a folder without weights in it: name a checkpoint")
     if len(files) > 1:

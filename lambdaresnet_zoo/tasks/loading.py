@@ -13,7 +13,7 @@ from torch import nn
 
 from ..conversion.config import class_names
 from ..conversion.formats import translate
-from ..conversion.matching import fill, model_arguments
+from ..conversion.matching import FoldedError, fill, model_arguments
 from ..errors import UserError, first_line
 from ..registry import check_name, list_models
 from ..weights import hub
@@ -98,6 +98,8 @@ def _from_checkpoint(name: str, checkpoint: str | Path, use_ema: bool | None) ->
     try:
         translation = translate(state)
         model, _ = fill(name, translation.state, translation.sources, model_arguments(name, translation.state))
+    except FoldedError as error:
+        raise UserError(f"{checkpoint}: {error}") from error
     except UserError as error:
         raise UserError(f"{checkpoint}: {error}; --model names another model") from error
     return model

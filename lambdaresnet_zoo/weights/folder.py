@@ -26,7 +26,7 @@ from .shipped import digest
 __all__ = [
     *("CARD", "CODE", "CONFIG", "FILES", "REMOTE_CODE", "ROOT_KEY", "STATEMENTS", "WEIGHTS"),
     "check_place",
-    *("config_json", "save_weights", "with_facts", "write_folder", "write_model"),
+    *("config_json", "model_folder", "save_weights", "with_facts", "write_folder", "write_model"),
 ]
 
 CONFIG, WEIGHTS, CARD, CODE = "config.json", "model.safetensors", "README.md", "lambdaresnet_zoo_remote.py"
@@ -54,6 +54,13 @@ def check_place(folder: Path) -> None:
         raise UserError(f"{folder} cannot be written: {error.strerror}") from error
     if taken:
         raise UserError(f"{folder} exists already: name another folder, or remove it first")
+
+
+def model_folder(folder: Path) -> Path | None:
+    """The folder of a model that a folder is, or holds just one of, as that of a run does."""
+    files = (folder / WEIGHTS, *sorted(folder.glob(f"*/{WEIGHTS}")))
+    found = [file.parent for file in files if file.is_file() and (file.parent / CONFIG).is_file()]
+    return found[0] if found and (found[0] == folder or len(found) == 1) else None
 
 
 def write_folder(folder: Path, write: Callable[[Path], None]) -> None:

@@ -20,8 +20,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ..errors import UserError, first_line
+from .folder import WEIGHTS, model_folder
 
-__all__ = ["Checkpoint", "check_values", "read_checkpoint"]
+__all__ = ["COUNTER", "Checkpoint", "check_values", "read_checkpoint"]
 
 EMA_KEYS = ("state_dict_ema", "model_ema", "ema")
 WEIGHT_KEYS = ("state_dict", "model", "model_state_dict")
@@ -29,6 +30,8 @@ NAME_KEYS = ("arch", "model_name")  # where timm's training and an earlier one o
 
 ZIP, PICKLE = b"PK\x03\x04", b"\x80"
 SAFETENSORS = b"\0\0{"  # from the seventh byte on: the end of the header's length, and its first character
+SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".tar", ".ckpt")  # that checkpoints have
+COUNTER = "num_batches_tracked"  # of batch norm: torch before 0.4.1 saved none, and evaluation needs none
 WRAPPER = re.compile(r"^(?:module\.)+|_orig_mod\.")  # DistributedDataParallel and EMA; torch.compile, at any depth
 EXPANSION = 4  # torch stores its records as they are; an archive that grows more than this is not its own
 SAFE_CLASSES: list[Any] = [argparse.Namespace]  # timm's training keeps its arguments in one
@@ -39,7 +42,7 @@ class Checkpoint:
     """What was read from a file."""
 
     state: dict[str, Tensor]
-    """Names to tensors, without the prefixes of wrappers."""
+    """Names to tensors, without the prefixes of wrappers; counters of batch norm as int64."""
     entry: str = ""
     """The entry of the file that held them, such as ``state_dict_ema``; empty where the file is the state."""
     model: str = ""
@@ -61,7 +64,7 @@ def read_checkpoint(path: str | Path, use_ema: bool = True) -> Checkpoint:
     """
     path = Path(path)
     if path.is_dir():
-        raise UserError(f"{path} is a folder, not a checkpoint: name the file in it")
+        raise UserError(f"{path} is a folder, not a checkpoint: {_in_folder(path)}")
     if not path.is_file():
         raise UserError(f"{path}: no such file; give a .safetensors file, or one written by torch.save")
     try:
@@ -88,6 +91,15 @@ def check_values(path: str | Path, state: Mapping[str, Tensor]) -> None:
         if value.is_floating_point() and not value.float().isfinite().all():
             count = int((~value.float().isfinite()).sum())
             raise UserError(f"{path}: {key} has {count} NaN or infinite of {value.numel()} values: its training failed")
+
+
+def _in_folder(path: Path) -> str:
+    """What to give in place of a folder."""
+    model = model_folder(path)
+    if model is not None:
+        return f"give {model / WEIGHTS}, or no checkpoint and --model local-dir:{model} (with --pretrained to train)"
+    files = sorted(file.name for file in path.iterdir() if file.suffix in SUFFIXES)
+    return f"name the file in it{f', such as {path / files[0]}' if files else '; there is none'}"
 
 
 def _load(path: Path) -> Any:
@@ -119,6 +131,11 @@ def _check_archive(path: Path, size: int) -> bool:
         raise UserError(
             f"{path}: not a whole torch file ({first_line(error)}): it may be truncated, download it again"
         ) from error
+    if any(record.filename.endswith("/constants.pkl") for record in records):
+        raise UserError(
+            f"{path} is a TorchScript archive, a program and no state_dict: load it by torch.jit.load where it was "
+            "made, and save its state_dict() by torch.save"
+        )
     unpacked = sum(record.file_size for record in records)
     if unpacked > EXPANSION * size:
         raise UserError(
@@ -185,5 +202,15 @@ def _clean(path: Path, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         short = WRAPPER.sub("", short)  # either may wrap the other
         if short in cleaned:
             raise UserError(f"{path}: holds {short} twice, once as {key}: give one network's weights")
-        cleaned[short] = value.detach()
+        cleaned[short] = _counter(value.detach()) if short.endswith(COUNTER) else value.detach()
     return cleaned
+
+
+def _counter(value: Tensor) -> Tensor:
+    """A counter as the whole number that it is, where it was cast to half precision with all else.
+
+    Beyond that type's range it is not known any more: 0, as where there is none.
+    """
+    if not value.is_floating_point() or value.numel() != 1 or value.layout != torch.strided:
+        return value
+    return torch.nan_to_num(value, nan=0.0, posinf=0.0, neginf=0.0).long()

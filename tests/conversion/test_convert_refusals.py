@@ -10,6 +10,8 @@ import torch
 from command import one_line
 from converted import NAME
 from safetensors.torch import save_file
+from timm.utils.model import reparameterize_model
+from torch import nn
 
 from lambdaresnet_zoo.conversion.convert import Options, convert
 from lambdaresnet_zoo.conversion.single_layer import load_layer
@@ -53,6 +55,25 @@ class TestRefusals:
     )
     def test_weights_that_are_wrong(self, change, parts, command, tmp_path):
         one_line(command(*self.save(tmp_path, change)), "a.pth", *parts)
+
+    @pytest.mark.parametrize("name", [NAME, "lambda_mobilenetv2_100", "lambdaresnet26t", "lambdaresnet32px_conv"])
+    def test_weights_that_were_folded(self, name, command, tmp_path):
+        """Of the second, one lambda layer alone folds."""
+        torch.save(reparameterize_model(timm.create_model(name).eval()).state_dict(), tmp_path / "a.pth")
+        told = ("a.pth: the weights were folded for inference", "save the state_dict() before reparameterize_model")
+        for options in ((), ("--model", name)):
+            outcome = command("convert", tmp_path / "a.pth", tmp_path / "out", *options)
+            one_line(outcome, *told)
+            assert "--model" not in outcome[2][0]
+
+    def test_a_layer_that_was_folded(self, command, tmp_path):
+        layer = reparameterize_model(nn.Sequential(LambdaLayer(8, query_depth=2, num_heads=2, scope=3)).eval())[0]
+        torch.save(layer.state_dict(), tmp_path / "a.pth")
+        one_line(command("convert", tmp_path / "a.pth", tmp_path / "out"), "a.pth: the weights were folded")
+
+    def test_a_bias_of_ones_own_is_no_folding(self, command, tmp_path):
+        arguments = self.save(tmp_path, lambda state: state.update({"stem.conv1.conv.bias": torch.ones(24)}))
+        one_line(command(*arguments), "stem.conv1.conv.bias (24,) is unknown")
 
     def test_sources_that_are_none(self, command, tmp_path):
         out = tmp_path / "out"

@@ -157,6 +157,24 @@ def test_zip_bomb(tmp_path):
     assert equal(read_checkpoint(bomb).state, STATE)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_counters_that_were_cast_are_whole_numbers_again(tmp_path, dtype):
+    counters = {"a.num_batches_tracked": torch.tensor(48), "b.num_batches_tracked": torch.tensor(2**60)}
+    state = {key: value.to(dtype) for key, value in (STATE | counters).items()}
+    torch.save(state, tmp_path / "a.pth")
+    read = read_checkpoint(tmp_path / "a.pth").state
+    check_values(tmp_path / "a.pth", read)
+    assert {read[key].dtype for key in STATE} == {dtype}
+    beyond = torch.tensor(0 if dtype == torch.float16 else 2**60)
+    assert equal({key: read[key] for key in counters}, counters | {"b.num_batches_tracked": beyond})
+    assert {read[key].dtype for key in counters} == {torch.int64}
+
+
+def test_a_counter_that_is_none_is_refused(tmp_path):
+    torch.save({"num_batches_tracked": torch.ones(1).expand(10**6, 10**6)}, tmp_path / "a.pth")
+    refused(tmp_path / "a.pth", "claims the shape")
+
+
 @pytest.mark.parametrize(
     ("tensor", "message"),
     [
@@ -186,8 +204,29 @@ def test_two_networks_in_one_state(tmp_path):
     refused(tmp_path / "a.pth", "holds a twice, once as module.a")
 
 
+def test_the_folder_of_a_model_is_told(tmp_path):
+    """It, or the one in the folder of a run, but not one of several."""
+    run = tmp_path / "run"
+    for name in ("model", "other"):
+        (run / name).mkdir(parents=True)
+        (run / name / "config.json").write_text("{}")
+        save_file(STATE, run / name / "model.safetensors")
+        model = re.escape(str(run / "model"))
+        told = f"give {model}/model.safetensors, or no checkpoint and --model local-dir:{model} "
+        refused(run / "model", told)
+        refused(run, told if name == "model" else "name the file in it")
+
+
+def test_torchscript_is_told(tmp_path):
+    traced = torch.jit.trace(torch.nn.Linear(2, 2), torch.ones(1, 2))
+    torch.jit.save(traced, str(tmp_path / "a.pt"))
+    refused(tmp_path / "a.pt", "is a TorchScript archive", "save its state_dict")
+
+
 def test_what_is_no_file_of_weights(tmp_path):
-    refused(tmp_path, "is a folder")
+    refused(tmp_path, "is a folder, not a checkpoint: name the file in it; there is none")
+    (tmp_path / "last.pt").write_text("")
+    refused(tmp_path, "name the file in it, such as .*last.pt")
     refused(tmp_path / "missing.pth", "no such file")
     (tmp_path / "a.txt").write_text("hello, world; this is text")
     refused(tmp_path / "a.txt", "neither a safetensors file")

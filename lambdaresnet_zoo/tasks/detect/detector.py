@@ -15,6 +15,7 @@ from ...detection import DETECTORS
 from ...errors import UserError, first_line
 from ...weights.files import write_whole
 from ..checkpoints import LAST, read_state
+from ..outputs import writing
 
 __all__ = ["DetectorConfig", "build", "load_detector", "save_detector", "write_config"]
 
@@ -72,15 +73,25 @@ def build(config: DetectorConfig, pretrained: bool | Mapping[str, Tensor] = Fals
 
 
 def write_config(folder: Path, config: DetectorConfig) -> None:
-    """Write detector.json."""
+    """Write detector.json.
+
+    Raises:
+        UserError: it cannot be written.
+    """
     text = json.dumps(asdict(config), indent=2, ensure_ascii=False) + "\n"
-    write_whole(folder / CONFIG, lambda path: path.write_text(text, encoding="utf-8"))
+    with writing("--output", folder, "folder"):
+        write_whole(folder / CONFIG, lambda path: path.write_text(text, encoding="utf-8"))
 
 
 def save_detector(folder: Path, model: nn.Module) -> None:
-    """Write the weights beside detector.json."""
+    """Write the weights beside detector.json.
+
+    Raises:
+        UserError: they cannot be written.
+    """
     state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
-    write_whole(folder / WEIGHTS, partial(save_file, state))
+    with writing("--output", folder, "folder"):
+        write_whole(folder / WEIGHTS, partial(save_file, state))
 
 
 def load_detector(folder: str | Path, device: torch.device) -> tuple[nn.Module, DetectorConfig]:

@@ -3,7 +3,7 @@
 import hashlib
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,89 +11,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...arguments import keyword
 from ...detection import DETECTORS, complexity
 from ...errors import UserError
 from ..checkpoints import LAST, Diverged
 from ..outputs import check_writable, writing
 from ..processes import SharedError, gather, take_part, together
+from ..train.options import write_args
 from .data import CocoData, check_images, read_coco
 from .detector import DetectorConfig, build, load_detector, save_detector, write_config
+from .options import DataOptions, TrainOptions, ValidateOptions
 from .recipe import Recipe, read_recipe
 from .report import read_report, report, write_report
 from .samples import Samples
 from .score import detect, result_files, score, write_results
 from .train import Loop, Training
 
-__all__ = ["TrainOptions", "ValidateOptions", "train", "validate"]
-
-
-@dataclass(frozen=True)
-class DataOptions:
-    """Which images, and how they are read."""
-
-    annotations: str
-    images: str
-    limit: int | None = None
-    image_ids: tuple[int, ...] = ()
-    skip_bad: bool = False
-    workers: int = 4
-    device: str = ""
-    amp: bool = False
-    amp_dtype: str = "float16"
-    progress: bool | None = None
-
-    @property
-    def half(self) -> str:
-        """The type of mixed precision, if any."""
-        return self.amp_dtype if self.amp else ""
-
-    @property
-    def shows(self) -> bool:
-        """Whether progress is shown."""
-        return self.progress if self.progress is not None else sys.stderr.isatty()
-
-
-@dataclass(frozen=True)
-class TrainOptions(DataOptions):
-    """Options of `detect train`; names are those of timm's train.py where it has them."""
-
-    output: str = ""
-    val_annotations: str = ""
-    val_images: str = ""
-    detector: str = "mask_rcnn"
-    backbone: str = "lambdaresnet50"
-    model_kwargs: tuple[tuple[str, Any], ...] = ()
-    pretrained: bool = False
-    initial_checkpoint: str = ""
-    freeze: tuple[str, ...] = ()
-    grad_checkpointing: bool = False
-    keep_empty: bool = False
-    recipe: str = "paper"
-    steps: int | None = None
-    batch_size: int | None = None
-    grad_accum_steps: int = 1
-    image_size: int | None = None
-    opt: str | None = None
-    lr: float | None = None
-    weight_decay: float | None = None
-    warmup_steps: int | None = None
-    clip_grad: float | None = None
-    norm: str | None = None
-    seed: int = 42
-    resume: str | None = None
-    checkpoint_steps: int = 1000
-    eval_steps: int = 0
-    log_steps: int = 20
-
-
-@dataclass(frozen=True)
-class ValidateOptions(DataOptions):
-    """Options of `detect validate`."""
-
-    checkpoint: str = ""
-    batch_size: int = 1
-    output: str = ""
-    results: str = ""
+__all__ = ["train", "validate"]
 
 
 def train(options: TrainOptions) -> int:
@@ -141,8 +75,7 @@ def train(options: TrainOptions) -> int:
                 )
             return 0
         if not process:
-            with writing("--output", output, "folder"):
-                save_detector(output, training.model)
+            save_detector(output, training.model)
             print(f"trained {training.step} steps; the detector is in {output}")
         if not (options.eval_steps and training.step % options.eval_steps == 0):
             evaluate(training.step)
@@ -204,7 +137,7 @@ def _prepare(
         data.categories,
         recipe.image_size,
         recipe.anchor_sizes,
-        dict(options.model_kwargs),
+        dict(map(keyword, options.model_kwargs)),
         recipe.options,
     )
     norm = recipe.norm
@@ -248,8 +181,9 @@ def _prepare(
     if options.resume is not None:
         training.resume(Path(options.resume) if options.resume else None)
     if not process:
+        write_config(output, config)
         with writing("--output", output, "folder"):
-            write_config(output, config)
+            write_args(output, options)
         print(f"{config.kind} on {config.backbone}: {complexity(model, recipe.image_size)}")
         print(f"{len(data.ids)} images, {len(data.categories)} categories; {recipe.steps} steps of {recipe.batch_size}")
     return training, validation

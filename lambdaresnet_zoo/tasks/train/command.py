@@ -6,9 +6,8 @@ None has a default here: what is not given comes from the recipe, and then from 
 import argparse
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
-from ...arguments import count, keyword, natural, number, share
+from ...arguments import Adder, count, keyword, natural, number, share
 from ...errors import UserError
 from .options import ARGS, TrainOptions, resolve
 
@@ -28,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("augmentation and loss", _add_augmentation),
         ("machine", _add_machine),
     ):
-        add(_Group(parser, title))
+        add(Adder(parser.add_argument_group(title), DEFAULTS))
 
 
 def run(options: argparse.Namespace) -> int:
@@ -48,26 +47,7 @@ def run(options: argparse.Namespace) -> int:
     return train(resolve(given, getattr(options, "assignments", [])))
 
 
-class _Group:
-    """Adds options that are absent where they are not given, and tells their defaults."""
-
-    def __init__(self, parser: argparse.ArgumentParser, title: str) -> None:
-        self.group = parser.add_argument_group(title)
-
-    def __call__(self, *names: str, help: str, **options: Any) -> None:
-        dest = options.get("dest") or next(name for name in names if name.startswith("--"))[2:].replace("-", "_")
-        default = getattr(DEFAULTS, dest, None)
-        if default not in (None, "", [], {}, False, True):
-            shown = " ".join(map(str, default)) if isinstance(default, list) else default
-            help = f"{help} ({shown})"
-        self.group.add_argument(*names, help=help, default=argparse.SUPPRESS, **options)
-
-    def flag(self, name: str, help: str) -> None:
-        """An option with a --no- twin."""
-        self.group.add_argument(name, help=help, default=argparse.SUPPRESS, action=argparse.BooleanOptionalAction)
-
-
-def _add_run(add: _Group) -> None:
+def _add_run(add: Adder) -> None:
     add("--model", "-m", metavar="NAME", help="this package's or timm's, local-dir:PATH or hf-hub:ID")
     add("--output", metavar="FOLDER", help="of the run, on a disk that all processes see (runs/MODEL)")
     add("--resume", nargs="?", const="", metavar="FILE", help="continue from a checkpoint (the run in --output)")
@@ -81,12 +61,17 @@ def _add_run(add: _Group) -> None:
         help="updates between checkpoints within an epoch; 0 for none but at its end")  # fmt: skip
     add("--val-interval", type=count, metavar="N", help="epochs between evaluations")
     add("--eval-metric", choices=["top1", "top5", "loss"], help="by which the best weights are kept")
-    add("--log-interval", type=count, metavar="N", help="updates between rows of steps.csv")
+    add(
+        "--log-interval",
+        type=count,
+        metavar="N",
+        help="updates between rows of steps.csv, where an epoch's end has one too",
+    )
     add.flag("--tensorboard", help="write curves for TensorBoard too")
     add.flag("--progress", help="a progress bar (if stderr is a terminal)")
 
 
-def _add_data(add: _Group) -> None:
+def _add_data(add: Adder) -> None:
     add("--data", "--data-dir", dest="data", metavar="PATH", help="ImageFolder, tar, folder of parquet or webdataset")
     add("--dataset", metavar="NAME", help="timm's name of the data: hfds/..., wds/, torch/...")
     add("--train-split", metavar="NAME", help="to train on (train, or all)")
@@ -107,7 +92,7 @@ def _add_data(add: _Group) -> None:
     add.flag("--check-images", help="decode every image before training (if they are a few thousand)")
 
 
-def _add_model(add: _Group) -> None:
+def _add_model(add: Adder) -> None:
     add("--model-kwargs", type=keyword, nargs="+", metavar="KEY=VALUE", help="options of the network")
     add.flag("--pretrained", help="fine-tune the model's weights; the recipe is finetune unless another is given")
     add("--initial-checkpoint", metavar="FILE", help="fine-tune these weights, in any format that convert knows")
@@ -126,7 +111,7 @@ def _add_model(add: _Group) -> None:
     add("--drop-block", type=share, metavar="X", help="DropBlock, in networks that have it")
 
 
-def _add_optimiser(add: _Group) -> None:
+def _add_optimiser(add: Adder) -> None:
     add("--batch-size", "-b", type=count, metavar="N", help="images of a pass in each process")
     add("--validation-batch-size", "-vb", type=count, metavar="N", help="in evaluation (--batch-size)")
     add("--grad-accum-steps", type=count, metavar="N", help="passes whose gradients make an update")
@@ -140,7 +125,7 @@ def _add_optimiser(add: _Group) -> None:
     add("--layer-decay", type=number, metavar="X", help="the rate of a block, in proportion to the next one's (1)")
 
 
-def _add_schedule(add: _Group) -> None:
+def _add_schedule(add: Adder) -> None:
     add("--sched", metavar="NAME", help="cosine, tanh, step, multistep, plateau, poly, wsd, rsqrt, constant, none")
     add.flag("--sched-on-updates", help="change the rate with each update, not each epoch (yes)")
     add("--lr", type=number, metavar="X", help="learning rate (from --lr-base)")
@@ -166,7 +151,7 @@ def _add_schedule(add: _Group) -> None:
     add("--patience-epochs", type=natural, metavar="N", help="without progress, for plateau")
 
 
-def _add_augmentation(add: _Group) -> None:
+def _add_augmentation(add: Adder) -> None:
     add("--no-aug", action="store_true", help="no augmentation")
     add("--train-crop-mode", choices=["rrc", "rkrc", "rkrr", "pad"],
         help="random crops: resized, two that keep the ratio, or of the padded image (rrc)")  # fmt: skip
@@ -196,7 +181,7 @@ def _add_augmentation(add: _Group) -> None:
     add("--bce-target-thresh", type=share, metavar="X", help="above which a soft label counts as 1")
 
 
-def _add_machine(add: _Group) -> None:
+def _add_machine(add: Adder) -> None:
     add("--workers", "-j", type=natural, metavar="N", help="processes that load images")
     add("--device", metavar="NAME", help="cpu, cuda, cuda:1, ... (a GPU if there is one)")
     add.flag("--amp", help="mixed precision by autocast")

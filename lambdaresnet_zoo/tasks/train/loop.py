@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ...errors import UserError
-from ..checkpoints import Diverged, StopSignal, steps_left
+from ..checkpoints import StopSignal, steps_left
 from .records import BEST, STEPS, SUMMARY, append_row, is_better
 from .samples import TrainBatch
 from .state import NEVER, TrainState
@@ -40,7 +40,7 @@ class Training(TrainState):
             Whether it was finished; False if SIGTERM stopped it, with a checkpoint written.
 
         Raises:
-            Diverged: the loss is NaN or infinite.
+            Diverged: the loss is NaN or infinite, or by ``evaluate``, its figures are.
             UserError: a checkpoint cannot be written, or an image cannot be read.
         """
         plan, progress, place = self.plan, self.progress, self.place
@@ -63,11 +63,13 @@ class Training(TrainState):
             stops = False
             if saves or place.device.type == "cpu" or progress.step % LOOK == 0:
                 stops = self._look(stop.requested)
-            if progress.step % self.options.log_interval == 0:
+            if ends or progress.step % self.options.log_interval == 0:  # as timm's train.py
                 self._log_step(bar)
             if saves or stops:
                 progress.seconds += time.perf_counter() - start
                 progress.evaluated = not ends
+                if ends and evaluate is not None:
+                    self.keep_before()
                 self.save()
                 start = time.perf_counter()
             if stops:
@@ -103,13 +105,12 @@ class Training(TrainState):
             return False  # interrupted; it begins with the evaluation when it goes on
         row |= figures
         progress.evaluated = True
-        if figures:
-            name = f"eval_{options.eval_metric}"
-            if is_better(figures[name], progress.best.get(name), options.eval_metric):
-                progress.best = {key: float(number) for key, number in row.items()}
-                state = self.states.model(self.evaluated_network)
-                if self.place.is_first:
-                    self.write(self.place.output / BEST, {"model": state, "row": progress.best})
+        self.forget_before()
+        if figures and is_better(figures, progress.best, options.eval_metric):
+            progress.best = {key: float(number) for key, number in row.items()}
+            state = self.states.model(self.evaluated_network)
+            if self.place.is_first:
+                self.write(self.place.output / BEST, {"model": state, "row": progress.best})
         if options.sched == "plateau":
             # Without a figure the rate stays as it is, but for the warm-up.
             metric = row["train_loss"] if evaluate is None else figures.get(f"eval_{options.eval_metric}")
@@ -209,9 +210,7 @@ class Training(TrainState):
             torch.distributed.all_reduce(flags, torch.distributed.ReduceOp.MIN)
         first_bad, stop = flags.tolist()
         if first_bad != NEVER:
-            raise Diverged(
-                f"the loss is no number at step {first_bad}, learning rate {self.rate:.6g}; {self._last_good()}"
-            )
+            raise self.diverged(f"the loss is no number at step {first_bad}, learning rate {self.rate:.6g}")
         return stop < 0
 
     def _mean(self, values: Tensor) -> Tensor:

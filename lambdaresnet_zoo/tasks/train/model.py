@@ -65,7 +65,7 @@ def build_model(options: TrainOptions, classes: Sequence[str]) -> nn.Module:
         try:
             model.set_grad_checkpointing(True)
         except (AssertionError, AttributeError) as error:
-            raise UserError(f"model '{name}' has no --grad-checkpointing") from error
+            raise UserError(f"model '{name}' has no {options.told('grad_checkpointing')}; leave it out") from error
     return model
 
 
@@ -97,7 +97,8 @@ def _fit(model: Any, options: TrainOptions) -> None:
     infos = getattr(model, "feature_info", None) or []
     stride = max((info["reduction"] for info in infos), default=1)
     if size < stride:
-        raise UserError(f"--img-size {size} is less than the stride of '{options.model}', {stride} pixels")
+        given = options.told("img_size") if options.img_size else f"its input of {size} pixels"
+        raise UserError(f"{given} is less than the stride of '{options.model}', {stride} pixels")
     input_config(model, options)
 
 
@@ -162,7 +163,9 @@ class Freezing:
             found = stages(self.model)
             unknown = next((name for name in options.freeze if name not in found), None)
             if unknown is not None:
-                raise UserError(f"--freeze {unknown}: '{options.model}' has {', '.join(found)}")
+                raise UserError(
+                    f"{options.told('freeze')}: there is no {unknown}; '{options.model}' has {', '.join(found)}"
+                )
             self.never = {name for stage in options.freeze for name in found[stage]}
             self.head = set(found["head"])
         if options.freeze_bn:
@@ -172,7 +175,7 @@ class Freezing:
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(name not in self.never)
         if not any(parameter.requires_grad for parameter in self.model.parameters()):
-            raise UserError("--freeze leaves nothing to train")
+            raise UserError(f"{options.told('freeze')} leaves nothing to train; freeze less")
 
     def is_head_only(self, epoch: int) -> bool:
         """Whether the classifier alone is trained in an epoch, counted from 0."""

@@ -14,10 +14,12 @@ import yaml
 from ...errors import UserError, first_line
 from ...weights.files import write_whole
 
-__all__ = ["ARGS", "TrainOptions", "read_args", "resolve", "write_args"]
+__all__ = ["ARGS", "TrainOptions", "begun_with", "read_args", "resolve", "write_args"]
 
 ARGS = "args.yaml"
 """The resolved options, in the folder of the run."""
+ANEW = ("resume", "dry_run", "progress")
+"""Options that a run that goes on does not take from its folder."""
 FINETUNE = "finetune"
 
 # How a run is carried out; what it learns does not depend on it, but for rounding.
@@ -203,6 +205,22 @@ class TrainOptions:
         """Whether images of a batch are mixed."""
         return self.mixup > 0 or self.cutmix > 0 or self.cutmix_minmax is not None
 
+    def told(self, name: str) -> str:
+        """An option with its value as messages name it, and where that comes from if the user has not given it."""
+        value = getattr(self, name)
+        shown = (
+            " ".join(map(str, value))
+            if isinstance(value, list)
+            else f"{value:g}"
+            if isinstance(value, float)
+            else value
+        )
+        text = f"--{name.replace('_', '-')}" if value is True else f"--{name.replace('_', '-')} {shown}"
+        source = self.sources.get(name, "the default")
+        if source in ("given", "--set"):
+            return text
+        return f"{text} ({f'recipe {self.recipe}' if self.recipe and source.startswith(self.recipe) else source})"
+
     def identity(self) -> dict[str, str]:
         """What makes the run the run that it is: a checkpoint of another one cannot be continued."""
         return {
@@ -232,15 +250,9 @@ def resolve(given: Mapping[str, Any], assignments: list[str] | None = None) -> T
     """
     from ..recipes import apply_set, load_recipe
 
-    args = Path(str(given.get("output", "")), ARGS)
-    sources: dict[str, str] = {}
-    base: dict[str, Any] = {}
-    if given.get("resume") == "" and args.is_file():
-        base = read_args(args)
-        sources = base.pop("sources", {})
-        for name in ("resume", "dry_run", "progress"):
-            base.pop(name, None)
-    else:
+    base = begun_with(given)
+    sources: dict[str, str] = base.pop("sources", {})
+    if not base:
         starts = given.get("pretrained") or given.get("initial_checkpoint")
         recipe = given.get("recipe")
         recipe = FINETUNE if recipe is None and starts else recipe or ""
@@ -263,15 +275,31 @@ def resolve(given: Mapping[str, Any], assignments: list[str] | None = None) -> T
     return replace(TrainOptions(), **base, sources={key: value for key, value in sources.items() if key != "resume"})
 
 
-def write_args(folder: Path, options: TrainOptions) -> None:
-    """Write the resolved options into the folder of a run."""
+def begun_with(given: Mapping[str, Any], kind: type = TrainOptions) -> dict[str, Any]:
+    """What a run was begun with that is to go on in its folder; nothing where it does not, or the folder holds none.
+
+    Args:
+        given: options by name, as the user gave them.
+        kind: the dataclass of the command's options.
+
+    Raises:
+        UserError: the file is not what ``write_args`` wrote.
+    """
+    args = Path(str(given.get("output", "")), ARGS)
+    if given.get("resume") != "" or not args.is_file():
+        return {}
+    return {name: value for name, value in read_args(args, kind).items() if name not in ANEW}
+
+
+def write_args(folder: Path, options: Any) -> None:
+    """Write a command's resolved options, a dataclass, into the folder of a run; tuples become lists."""
     values = {entry.name: getattr(options, entry.name) for entry in fields(options)}
     text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=110)
     write_whole(folder / ARGS, lambda path: path.write_text(text, encoding="utf-8"))
 
 
-def read_args(path: Path) -> dict[str, Any]:
-    """The options of a run.
+def read_args(path: Path, kind: type = TrainOptions) -> dict[str, Any]:
+    """The options of a run, of a command whose dataclass ``kind`` is.
 
     Raises:
         UserError: the file is not what ``write_args`` wrote.
@@ -280,7 +308,7 @@ def read_args(path: Path) -> dict[str, Any]:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise UserError(f"{path} cannot be read: {first_line(error)}") from error
-    known = {entry.name for entry in fields(TrainOptions)}
+    known = {entry.name for entry in fields(kind)}
     if not isinstance(values, dict) or not set(values) <= known:
         raise UserError(f"{path} does not hold the options of a run; give them all, and --resume FILE")
     return values

@@ -42,7 +42,8 @@ def fit_batch(options: TrainOptions, count: int, processes: int) -> TrainOptions
     if options.sources.get("batch_size") in ("given", "--set") or options.batch_size * parts <= count:
         return options
     size = max(1, count // parts)
-    return replace(options, batch_size=size - size % 2 if options.mixes and size > 1 else size)
+    size -= size % 2 if options.mixes and size > 1 else 0
+    return replace(options, batch_size=size, sources={**options.sources, "batch_size": "what the data fills"})
 
 
 def make_plan(options: TrainOptions, data: TrainData, processes: int) -> Plan:
@@ -53,22 +54,23 @@ def make_plan(options: TrainOptions, data: TrainData, processes: int) -> Plan:
     """
     batch = options.batch_size * processes * options.grad_accum_steps
     if batch > data.count:
-        parts = [f"--batch-size {options.batch_size}"]
+        parts = [options.told("batch_size")]
         parts += [f"{processes} processes"] if processes > 1 else []
-        parts += [f"--grad-accum-steps {options.grad_accum_steps}"] if options.grad_accum_steps > 1 else []
+        parts += [options.told("grad_accum_steps")] if options.grad_accum_steps > 1 else []
         raise UserError(
             f"{' x '.join(parts)}: an update takes {batch} images, and {data.name} has {data.count}; "
             "give a smaller --batch-size"
         )
     if options.mixes and options.batch_size % 2:
-        raise UserError(f"--batch-size {options.batch_size} is odd, and mixup pairs the images of a batch")
+        raise UserError(f"{options.told('batch_size')} is odd, and mixup pairs the images of a batch; give an even one")
     lr = options.lr
     if lr is None:
         ratio = batch / options.lr_base_size
         scale = options.lr_base_scale or ("sqrt" if any(name in options.opt.lower() for name in AVERAGED) else "linear")
         lr = options.lr_base * (ratio**0.5 if scale == "sqrt" else ratio)
     if not lr:
-        raise UserError("--lr 0 trains nothing")
+        zero = options.told("lr_base" if options.lr is None else "lr")
+        raise UserError(f"{zero} trains nothing; give a learning rate above 0")
     steps = data.count // batch
     stand_in = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=lr)  # the schedule alone knows how long it is
     _, epochs = make_schedule(stand_in, options, steps)
@@ -85,7 +87,7 @@ def make_optimizer(model: nn.Module, options: TrainOptions, plan: Plan) -> torch
     try:
         return create_optimizer_v2(model, **arguments)
     except (ValueError, AssertionError, TypeError, AttributeError) as error:
-        raise UserError(f"--opt '{options.opt}': {first_line(error)}") from error
+        raise UserError(f"{options.told('opt')}: {first_line(error)}") from error
 
 
 def make_schedule(
@@ -109,12 +111,13 @@ def make_schedule(
         arguments["step_on_epochs"] = True
     if options.warmup_epochs >= options.epochs and not options.warmup_prefix:
         raise UserError(
-            f"--warmup-epochs {options.warmup_epochs:g} leave nothing of --epochs {options.epochs}; give fewer"
+            f"{options.told('warmup_epochs')} leave nothing of {options.told('epochs')}; "
+            f"give more --epochs, or --warmup-epochs below {options.epochs}, such as 0"
         )
     if options.sched not in SCHEDULES:
-        raise UserError(f"unknown --sched '{options.sched}'; there are {', '.join(SCHEDULES)}, none")
+        raise UserError(f"{options.told('sched')} is no schedule; there are {', '.join(SCHEDULES)}, none")
     try:
         schedule, epochs = create_scheduler_v2(optimizer, updates_per_epoch=steps_per_epoch, **arguments)
     except (ValueError, AssertionError, TypeError) as error:
-        raise UserError(f"--sched '{options.sched}': {first_line(error)}") from error
+        raise UserError(f"{options.told('sched')}: {first_line(error)}") from error
     return schedule, int(epochs)

@@ -1,6 +1,7 @@
 """What is told of a run while it goes on: where it is, how far, and the rows of its csv files."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,17 @@ def append_row(path: Path, row: dict[str, Any]) -> None:
         raise UserError(f"{path} cannot be written ({error.strerror}); make room, then --resume") from error
 
 
-def is_better(value: float, best: float | None, metric: str) -> bool:
-    """Whether a figure is better than the best so far, if there is one."""
-    return math.isfinite(value) and (best is None or (value < best if metric == "loss" else value > best))
+def is_better(row: Mapping[str, float], best: Mapping[str, float], metric: str) -> bool:
+    """Whether an epoch's figures are to take the place of the best so far.
+
+    Args:
+        row: ``eval_loss``, ``eval_top1``, ...
+        best: of an earlier epoch; empty where there is none. One without a loss, of an older state, loses ties.
+        metric: ``loss``, ``top1`` or ``top5``. A tie is settled by the lower loss, then by the later epoch.
+    """
+    name = f"eval_{metric}"
+    if not math.isfinite(row[name]) or name not in best:
+        return math.isfinite(row[name])
+    if row[name] != best[name]:
+        return row[name] < best[name] if metric == "loss" else row[name] > best[name]
+    return row["eval_loss"] <= best.get("eval_loss", math.inf)

@@ -1,5 +1,6 @@
 """The command `train`: data, network, loop, what is left in the end; alone or under torchrun."""
 
+import math
 import os
 import shutil
 import sys
@@ -13,7 +14,7 @@ import torch
 from filelock import FileLock, Timeout
 from torch import nn
 
-from ...errors import UserError, first_line
+from ...errors import UserError
 from ...weights.files import write_whole
 from ..checkpoints import LAST, Diverged, StopSignal, read_state
 from ..loading import usable_device
@@ -22,6 +23,7 @@ from ..processes import SharedError, take_part, together
 from ..validate import Measurement
 from ..validation_report import wilson
 from .batches import batches
+from .causes import explained
 from .checks import check_images
 from .data import TrainData, add_pseudo_labels, open_data
 from .evaluation import evaluate, figures
@@ -38,8 +40,6 @@ __all__ = ["train"]
 
 SEEDS = 2**32
 """What NumPy takes."""
-LOST = ("gloo", "nccl", "connection", "peer", "timed out", "socket")
-"""Words of errors that another process's end causes."""
 LOCKED = 10
 """Seconds to wait for another run's end: workers of a killed one take some to see that it is gone."""
 
@@ -48,7 +48,7 @@ def train(options: TrainOptions) -> int:
     """Train a classifier; write checkpoints, curves and a folder with the model into the output.
 
     Returns:
-        The exit status: 0, after SIGTERM too, with a checkpoint; 1 if the loss is no number.
+        The exit status: 0, after SIGTERM too, with a checkpoint; 1 if a loss is no number.
 
     Raises:
         UserError: training cannot begin, or not go on.
@@ -88,7 +88,7 @@ def train(options: TrainOptions) -> int:
                 "--grad-checkpointing or --amp"
             ) from error
         except (RuntimeError, ValueError) as error:
-            raise run.explained(error) from error
+            raise explained(error, run.training) from error
 
 
 @contextmanager
@@ -135,18 +135,26 @@ def _check(options: TrainOptions, place: Place) -> None:
     """What can be told before data and network are looked at."""
     usable_device(place.device)
     if not 0 <= options.seed < SEEDS:
-        raise UserError(f"--seed {options.seed} is not below {SEEDS}")
+        raise UserError(f"{options.told('seed')} is not below {SEEDS}")
     if options.val_fraction and (options.val_data or options.val_split):
         given = "--val-data" if options.val_data else "--val-split"
-        raise UserError(f"--val-fraction and {given} both say what to evaluate on; leave one of them out")
+        raise UserError(
+            f"{options.told('val_fraction')} and {given} both say what to evaluate on; leave one of them out"
+        )
     if options.fsdp and place.processes == 1:
-        raise UserError("--fsdp shares out a network among processes: start them by torchrun --nproc-per-node N")
+        raise UserError(
+            f"{options.told('fsdp')} shares out a network among processes: start them by torchrun --nproc-per-node N"
+        )
     if options.fsdp and (options.freeze_epochs or options.clip_mode == "agc"):
-        what = "--freeze-epochs" if options.freeze_epochs else "--clip-mode agc"
-        raise UserError(f"{what} does not go with --fsdp; leave one of them out")
+        name, other = (
+            ("freeze_epochs", "--freeze-epochs 0") if options.freeze_epochs else ("clip_mode", "--clip-mode norm")
+        )
+        raise UserError(
+            f"{options.told(name)} does not go with {options.told('fsdp')}; give {other}, or leave --fsdp out"
+        )
     if options.torchcompile and options.torchcompile not in torch.compiler.list_backends(exclude_tags=()):
         known = ", ".join(torch.compiler.list_backends())
-        raise UserError(f"--torchcompile {options.torchcompile} is no backend of torch.compile; there are {known}")
+        raise UserError(f"{options.told('torchcompile')} is no backend of torch.compile; there are {known}")
     if options.tensorboard:
         try:
             from torch.utils.tensorboard import SummaryWriter  # noqa: F401
@@ -281,6 +289,8 @@ class _Run:
         if found is None:
             return {}
         self.training.count_bad(found.bad)
+        if found.count and not math.isfinite(found.loss):  # the same in every process
+            raise self.training.taken_back()
         row = figures(found)
         if self.place.is_first:
             print(
@@ -336,18 +346,3 @@ class _Run:
                 f"{found.count} images, epoch {int(progress.best['epoch'])}"
             )
         return f"{'; '.join(parts)}; local-dir:{folder}"
-
-    def explained(self, error: Exception) -> Exception:
-        """What kept a run from going on, in one line; the error itself where that is not known."""
-        text = first_line(error)
-        known = text.lower()
-        if "more than 1 value per channel" in known:
-            size = f"--batch-size {self.options.batch_size}"
-            return UserError(f"{size}: batch norm takes more than one value of each channel; give 2, or --freeze-bn")
-        if "dataloader worker" in known:
-            return UserError(f"a process that loads images has ended ({text}); use fewer --workers, then --resume")
-        if self.place.processes > 1 and any(word in known for word in LOST):
-            saved = self.training.saved
-            again = f"--resume continues from step {saved}" if saved else "no checkpoint yet"
-            return UserError(f"another process of the run has stopped ({text}); {again}")
-        return error

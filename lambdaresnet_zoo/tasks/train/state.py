@@ -1,6 +1,7 @@
 """What training changes, and its checkpoints."""
 
 import copy
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from .wrapping import States, shard, synchronise_norms
 
 __all__ = ["NEVER", "TrainState"]
 
+BEFORE = f".{LAST}.before"
+"""The checkpoint before that of an epoch's end, in the folder of the run, until the epoch has been evaluated."""
 NEVER = 2**62  # a step that no run comes to
 
 
@@ -76,6 +79,8 @@ class TrainState:
         self.scaler = torch.amp.GradScaler(place.device.type, enabled=self.half is torch.float16)
         self.progress = Progress(evaluated=True)
         self.saved = 0
+        self._fresh = False
+        """Whether the last checkpoint is the first one of the run."""
         self.bad: dict[str, str] = {}
         self.sums = torch.zeros(2, device=place.device)  # losses of the epoch, and since the last row
         self.first_bad = torch.full((), NEVER, dtype=torch.int64, device=place.device)
@@ -175,8 +180,11 @@ class TrainState:
             Diverged: the weights are no numbers any more.
             UserError: it cannot be written; the one before is whole.
         """
-        if not all(bool(parameter.isfinite().all()) for parameter in _locals(self.model)):
-            raise Diverged(f"the weights are no numbers after step {self.progress.step}; {self._last_good()}")
+        finite = torch.stack([value.isfinite().all() for value in _locals(self.model)]).all().int()
+        if self.place.processes > 1:  # each has a part of the weights, or batch norm statistics of its own
+            torch.distributed.all_reduce(finite, torch.distributed.ReduceOp.MIN)
+        if not finite:
+            raise self.diverged(f"the weights are no numbers after step {self.progress.step}")
         progress = self.progress
         state = {
             "run": self.run_identity(),
@@ -196,6 +204,42 @@ class TrainState:
             self.write(self.checkpoint, state)
         self.saved = progress.step
 
+    def keep_before(self) -> None:
+        """Have the last checkpoint beside the next one, of which nobody knows yet whether it is good.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        before = self.place.output / BEFORE
+        self._fresh = not self.saved
+        if not self.place.is_first:
+            return
+        before.unlink(missing_ok=True)
+        if not self.saved:
+            return
+        try:
+            os.link(self.checkpoint, before)
+        except OSError:  # a disk without links
+            self.write(before, read_state(self.checkpoint))
+
+    def forget_before(self) -> None:
+        """Let go of what ``keep_before`` kept: the checkpoint after it is good."""
+        if self.place.is_first:
+            (self.place.output / BEFORE).unlink(missing_ok=True)
+
+    def taken_back(self) -> Diverged:
+        """The end of a run whose evaluation shows the last checkpoint to be bad; the one before is put back."""
+        before = self.place.output / BEFORE
+        self.saved = 0
+        if self.place.is_first and before.exists():
+            os.replace(before, self.checkpoint)
+            self.saved = read_state(self.checkpoint)["progress"]["step"]
+        elif self.place.is_first and self._fresh:
+            self.checkpoint.unlink(missing_ok=True)
+        return self.diverged(
+            f"the evaluation's loss is no number after step {self.progress.step}, learning rate {self.rate:.6g}"
+        )
+
     def write(self, path: Path, state: dict[str, Any]) -> None:
         """Write a state, whole.
 
@@ -204,12 +248,18 @@ class TrainState:
         """
         write_state(path, state, f"{self._last_good()}: make room, then --resume")
 
+    def diverged(self, what: str) -> Diverged:
+        """The end of a run whose figures are no numbers, with what to do."""
+        half = ", or with --amp-dtype bfloat16" if self.options.half == "float16" else ""
+        again = f"begin another --output with a lower --lr, or with --clip-grad 1{half}"
+        return Diverged(f"{what}; {self._last_good()}; {again}")
+
     def _last_good(self) -> str:
         return f"the last good checkpoint: {f'step {self.saved} in {self.checkpoint}' if self.saved else 'none yet'}"
 
 
 def _locals(model: nn.Module) -> Iterator[Tensor]:
-    """The parameters, of those that are shared out this process's part."""
-    for parameter in model.parameters():
-        value: Any = parameter.detach()
+    """The tensors of a state, of those that are shared out this process's part."""
+    for tensor in model.state_dict().values():
+        value: Any = tensor.detach()
         yield value.to_local() if hasattr(value, "to_local") else value

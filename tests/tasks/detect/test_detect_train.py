@@ -17,8 +17,9 @@ from safetensors.torch import load_file
 
 from lambdaresnet_zoo.errors import UserError
 from lambdaresnet_zoo.tasks.detect import train as training
+from lambdaresnet_zoo.tasks.detect.options import TrainOptions
 from lambdaresnet_zoo.tasks.detect.recipe import RECIPES, read_recipe
-from lambdaresnet_zoo.tasks.detect.run import TrainOptions, resolve_recipe
+from lambdaresnet_zoo.tasks.detect.run import resolve_recipe
 from lambdaresnet_zoo.weights.files import read_rows
 
 ARGUMENTS = ("detect", "train", *TINY_RUN, "--batch-size", 2, "--warmup-steps", 2, "--log-steps", 1)

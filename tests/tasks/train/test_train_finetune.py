@@ -1,6 +1,7 @@
 """Fine-tuning in one line, what it trains when, and that others take what it leaves."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -12,7 +13,10 @@ from safetensors.torch import load_file
 from torch.nn.modules.batchnorm import _BatchNorm
 from train_runs import ROOT, environment, equal, weights, write_images
 
-from lambdaresnet_zoo.tasks.train import loop
+from lambdaresnet_zoo.errors import UserError
+from lambdaresnet_zoo.tasks.train import loop, run
+from lambdaresnet_zoo.tasks.train.options import TrainOptions
+from lambdaresnet_zoo.tasks.train.records import Place
 from lambdaresnet_zoo.weights.files import read_rows
 
 SHIPPED = ("--model", "lambdaresnet32px.cifar10", "--pretrained")
@@ -28,6 +32,53 @@ def tuned(coloured, tmp_path_factory):
     options = ["train", *SHIPPED, "--data", coloured, "--epochs", 4, "--batch-size", 12, "--output", folder, *QUICK]
     assert main(list(map(str, options))) == 0
     return folder
+
+
+RECIPE_TOLD = {
+    "default": (
+        ("--model", "test_lambdaresnet"),
+        "--warmup-epochs 5 (the default) leave nothing of --epochs 1; give more --epochs, or --warmup-epochs below 1",
+    ),
+    "recipe": (SHIPPED, "--warmup-epochs 2 (recipe finetune) leave nothing of --epochs 1; "),
+    "file": (
+        ("--model", "test_lambdaresnet", "--recipe", "mine.yaml"),
+        "--warmup-epochs 7 (recipe mine.yaml) leave nothing of --epochs 1; ",
+    ),
+    "set": ((*SHIPPED, "--set", "warmup_epochs=4"), "error: --warmup-epochs 4 leave nothing of --epochs 1; "),
+    "given": ((*SHIPPED, "--warmup-epochs", 3), "error: --warmup-epochs 3 leave nothing of --epochs 1; "),
+    "opt": ((*SHIPPED, "--recipe", "other.yaml"), "--opt magic (recipe other.yaml): "),
+}
+
+
+@pytest.mark.parametrize("kind", RECIPE_TOLD)
+def test_where_an_option_comes_from_is_told(command, coloured, tmp_path, monkeypatch, kind):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").write_text("options: {warmup_epochs: 7}\nnotes: {warmup_epochs: long}\n")
+    (tmp_path / "other.yaml").write_text("options: {warmup_epochs: 0, opt: magic}\n")
+    options, told = RECIPE_TOLD[kind]
+    one_line(command("train", *options, "--data", coloured, "--epochs", 1, "--output", tmp_path / "run", *QUICK), told)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"freeze_epochs": 2, "sources": {"freeze_epochs": "finetune: why", "fsdp": "given"}},
+         "--freeze-epochs 2 (recipe finetune) does not go with --fsdp; give --freeze-epochs 0, or leave --fsdp out"),
+        ({"clip_mode": "agc", "sources": {"clip_mode": "given", "fsdp": "finetune"}},
+         "--clip-mode agc does not go with --fsdp (recipe finetune); give --clip-mode norm, or leave --fsdp out"),
+    ],
+    ids=["freeze", "clip"],
+)  # fmt: skip
+def test_what_does_not_go_with_fsdp_is_told_with_its_source(tmp_path, options, told):
+    place = Place(tmp_path, torch.device("cpu"), processes=2)
+    with pytest.raises(UserError, match=f"^{re.escape(told)}$"):
+        run._check(TrainOptions(model="m", recipe="finetune", fsdp=True, **options), place)
+
+
+def test_a_batch_that_was_fitted_is_told_as_such(command, coloured, tmp_path):
+    options = ("--model", "test_lambdaresnet", "--data", coloured, "--output", tmp_path, *QUICK, "--dry-run")
+    status, out, _ = command("train", *options)
+    assert status == 0 and "  batch_size = 36  (what the data fills)" in out
 
 
 def test_timm_loads_what_it_leaves(tuned):

@@ -14,6 +14,7 @@ from train_runs import equal, finish, start, tiny, weights
 from lambdaresnet_zoo.tasks.train import loop
 from lambdaresnet_zoo.weights.files import read_rows
 
+ANEW = "begin another --output with a lower --lr, or with --clip-grad 1"
 BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 RANDOM = (
     "--deterministic", "--model-ema", "--model-ema-warmup", "--mixup", 0.2, "--cutmix", 0.5, "--drop", 0.1,
@@ -54,6 +55,18 @@ def test_it_learns_and_leaves_what_it_is(train, tmp_path):
     right = sum(counts[number][number] for number in range(3))
     assert 100 * right / 12 == pytest.approx(float(best["eval_top1"]), abs=1e-3)
     assert f"top-1 {100 * right / 12:.2f} %" in out[-1] and out[-1].endswith(f"local-dir:{tmp_path / 'model'}")
+
+
+def test_each_epoch_ends_with_a_row_of_its_own(train, tmp_path):
+    """However few its steps; a row is of the steps since the one before."""
+    for name, interval in (("every", 1), ("third", 3), ("never", 50)):
+        assert train("--output", tmp_path / name, "--epochs", 2, "--log-interval", interval)[0] == 0
+    every, third, never = (read_rows(tmp_path / name / "steps.csv") for name in ("every", "third", "never"))
+    assert [int(row["step"]) for row in third] == [3, 4, 6, 8]
+    assert [int(row["step"]) for row in never] == [4, 8]
+    losses = [float(row["loss"]) for row in every]
+    assert float(never[1]["loss"]) == pytest.approx(sum(losses[4:]) / 4, rel=1e-5)
+    assert float(third[2]["loss"]) == pytest.approx(sum(losses[4:6]) / 2, rel=1e-5)
 
 
 @pytest.mark.slow
@@ -136,9 +149,59 @@ def test_a_loss_that_is_no_number_stops_with_the_last_good_checkpoint(train, tmp
     status, _, err = train("--output", tmp_path, "--checkpoint-steps", 2, "--sched", "none")
     assert status == 1
     good = f"the last good checkpoint: step 6 in {tmp_path / 'last.pt'}"
-    assert err == [f"error: the loss is no number at step 7, learning rate 0.05; {good}"]
+    assert err == [f"error: the loss is no number at step 7, learning rate 0.05; {good}; {ANEW}"]
     state = torch.load(tmp_path / "last.pt", weights_only=True)
     assert state["progress"]["step"] == 6 and all(value.isfinite().all() for value in state["model"].values())
+
+
+def refuse(*names):
+    raise PermissionError(1, "no links here")
+
+
+def last_update(monkeypatch, step):
+    """The weights become so large in an update that the network's outputs are no numbers."""
+    real = loop.Training._update
+
+    def update(self, *args):
+        real(self, *args)
+        if self.progress.step + 1 == step:
+            self.model.head.fc.weight.data.fill_(3e38)
+
+    monkeypatch.setattr(loop.Training, "_update", update)
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_an_evaluation_without_numbers_is_not_exported(train, tmp_path, monkeypatch, links):
+    options = ("--sched", "none", "--output")
+    assert train(*options, tmp_path / "whole")[0] == 0
+    with monkeypatch.context() as patched:
+        last_update(patched, 12)
+        if not links:
+            patched.setattr(os, "link", refuse)
+        status, _, err = train(*options, tmp_path / "run")
+    good = f"the last good checkpoint: step 8 in {tmp_path / 'run' / 'last.pt'}"
+    told = "the evaluation's loss is no number after step 12, learning rate 0.05"
+    assert (status, err) == (1, [f"error: {told}; {good}; {ANEW}"])
+    assert not (tmp_path / "run" / "model").exists() and len(read_rows(tmp_path / "run" / "summary.csv")) == 2
+    assert torch.load(tmp_path / "run" / "last.pt", weights_only=True)["progress"]["step"] == 8
+    assert train(*options, tmp_path / "run", "--resume")[0] == 0
+    assert equal(weights(tmp_path / "whole"), weights(tmp_path / "run"))
+    assert not (tmp_path / "run" / ".last.pt.before").exists()
+
+
+def test_a_first_evaluation_without_numbers_leaves_no_checkpoint(train, tmp_path):
+    options = ("--output", tmp_path, "--batch-size", 36, "--epochs", 1, "--warmup-epochs", 0)
+    status, _, err = train(*options, "--lr", 1e38)
+    told = "the evaluation's loss is no number after step 1, learning rate 1e+38"
+    assert (status, err) == (1, [f"error: {told}; the last good checkpoint: none yet; {ANEW}"])
+    assert train(*options)[0] == 0
+
+
+def test_statistics_that_are_no_numbers_are_not_saved(train, tmp_path, monkeypatch):
+    """Training normalises by the batch, so its loss does not show them."""
+    after(monkeypatch, 4, lambda self: self.model.stem.conv1.bn.running_var.fill_(math.nan))
+    status, _, err = train("--output", tmp_path, "--val-fraction", 0)
+    assert status == 1 and err[0].startswith("error: the weights are no numbers after step 4; ")
 
 
 def test_ctrl_c_says_how_to_go_on(train, tmp_path, monkeypatch):

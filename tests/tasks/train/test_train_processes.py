@@ -97,6 +97,17 @@ def test_what_stops_two_processes_is_told_once(coloured, tmp_path):
     assert status != 0 and err.count("an update takes 80 images") == 1 and "has 36" in err and not out
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("fsdp", [False, True])
+def test_an_evaluation_without_numbers_ends_two_processes(coloured, tmp_path, fsdp):
+    options = ("--batch-size", 18, "--epochs", 1, "--warmup-epochs", 0, "--lr", 1e38, *(("--fsdp",) if fsdp else ()))
+    status, _, err = finish(start(*tiny(coloured), *options, "--output", tmp_path, processes=2))
+    assert status != 0 and err.count("error: the evaluation's loss is no number after step 1") == 1, err
+    assert err.count("Traceback") == 1 and "ChildFailedError" in err  # torchrun's own
+    assert "another process" not in err
+    assert not (tmp_path / "model").exists() and not (tmp_path / "last.pt").exists()
+
+
 NORM = """
 import sys, torch, torch.distributed as dist
 from lambdaresnet_zoo.tasks.train.wrapping import synchronise_norms

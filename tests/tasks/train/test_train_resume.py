@@ -195,15 +195,47 @@ def test_no_augmentation_is_what_the_option_says(train, tmp_path):
 
 
 def test_the_best_is_a_number():
-    assert is_better(1.0, None, "loss") and not is_better(float("nan"), None, "loss")
-    assert is_better(1.0, 2.0, "loss") and is_better(2.0, 1.0, "top1") and not is_better(1.0, 1.0, "top1")
+    one, two = ({"eval_loss": value, "eval_top1": value} for value in (1.0, 2.0))
+    assert is_better(one, {}, "loss") and not is_better({"eval_loss": float("nan")}, {}, "loss")
+    assert is_better(one, two, "loss") and is_better(two, one, "top1") and not is_better(one, two, "top1")
+
+
+def test_ties_are_settled_by_the_loss_then_by_the_later_epoch():
+    high, low = ({"eval_loss": value, "eval_top1": 50.0} for value in (2.0, 1.0))
+    assert is_better(low, high, "top1") and not is_better(high, low, "top1")
+    assert is_better(low, dict(low), "top1") and is_better(low, dict(low), "loss")
+    assert is_better(high, {"eval_top1": 50.0}, "top1")  # of a state that does not hold it
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_tie_is_settled_in_a_run_that_goes_on_too(train, tmp_path, monkeypatch, stop, known):
+    """Top-1 of every epoch is the same, and the loss of the second is the lowest."""
+    real = Training._end_epoch
+
+    def tied(self, evaluate, stop):
+        figures = {"eval_top1": 50.0, "eval_loss": [4.0, 1.0, 2.0][self.progress.step // 4 - 1]}
+        return real(self, lambda number: evaluate(number) | figures, stop)
+
+    monkeypatch.setattr(Training, "_end_epoch", tied)
+    assert train("--output", tmp_path / "whole")[0] == 0
+    stop(10)
+    assert train("--output", tmp_path / "cut")[0] == 0
+    path = tmp_path / "cut" / "last.pt"
+    state = read_state(path)
+    assert (state["progress"]["best"]["epoch"], state["progress"]["best"]["eval_loss"]) == (2, 1.0)
+    if not known:  # an older state
+        del state["progress"]["best"]["eval_loss"]
+        write_state(path, state)
+    status, out, _ = train("--output", tmp_path / "cut", "--resume")
+    assert status == 0 and f"epoch {2 if known else 3};" in out[-1]
+    assert equal(weights(tmp_path / "whole"), weights(tmp_path / "cut")) == known
 
 
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
         (("--seed", 2**32), ("--seed 4294967296",)),
-        (("--val-fraction", 0.2, "--val-split", "val"), ("--val-fraction and --val-split",)),
+        (("--val-fraction", 0.2, "--val-split", "val"), ("--val-fraction 0.2 and --val-split",)),
     ],
     ids=["seed", "validation"],
 )

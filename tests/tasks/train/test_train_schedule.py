@@ -100,6 +100,6 @@ def test_every_schedule_is_timms(name):
 
 
 def test_an_unknown_schedule_is_one_line(train, tmp_path):
-    one_line(train("--output", tmp_path, "--sched", "cosin"), "unknown --sched 'cosin'", "cosine", "rsqrt", "none")
-    with pytest.raises(UserError, match="--warmup-epochs 5 leave nothing of --epochs 5"):
+    one_line(train("--output", tmp_path, "--sched", "cosin"), "--sched cosin is no schedule", "cosine", "rsqrt", "none")
+    with pytest.raises(UserError, match=r"--warmup-epochs 5 \(the default\) leave nothing of --epochs 5"):
         make_schedule(torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1), TrainOptions(epochs=5), 4)
