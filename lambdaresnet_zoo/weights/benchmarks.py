@@ -5,6 +5,7 @@ than times do.
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from itertools import zip_longest
 from pathlib import Path
 
 from .files import read_rows
@@ -196,8 +197,8 @@ KINDS = {
 
 
 def model_table(rows: Sequence[Row]) -> str:
-    """The networks beside others, a line for each and its size; figures are of inference / training, of the largest
-    batches.
+    """The networks beside others, a line for each, its size, and the batches of inference / training that figures are
+    of.
 
     Args:
         rows: of the part *model*, of one machine.
@@ -207,40 +208,52 @@ def model_table(rows: Sequence[Row]) -> str:
         "EfficientNet takes | ResNet-RS takes | on timm's layer | unfolded |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for (model, size), case in cells(rows, "model", "size").items():
-        kinds = cells(case, "kind")
-        rival = kinds.get(("efficientnet",), [{"network": "-", "network_size": "-"}])[0]
-        tops = [_top1(model, size), _top1(rival["network"], rival["network_size"])]
-        timm = _modes(kinds.get(("timm layer",), [])) if ("timm",) not in kinds else _own(case, kinds[("timm",)])
-        largest = [_largest(case, mode) for mode in MODES]
-        batches = ["-" if row is None else row["batch"] for row in largest]
-        line = [f"`{model}`", size, " / ".join(batches), tops[0], rival["network"], rival["network_size"], tops[1]]
-        line += [_modes(kinds.get((kind,), [])) for kind in ("efficientnet", "resnet-rs")]
-        unfolded = _modes(kinds.get((UNFOLDED,), [])).partition(" / ")[0]  # of inference alone
-        lines.append(f"| {' | '.join([*line, timm, unfolded])} |")
+    for (model, size), every in cells(rows, "model", "size").items():
+        lines += [_network_line(model, size, batches, case) for batches, case in _by_batch(every).items()]
     return "\n".join(lines)
 
 
 MODES = ("inference", TRAINING)
 
 
+def _network_line(model: str, size: str, batches: str, case: Sequence[Row]) -> str:
+    kinds = cells(case, "kind")
+    rival = kinds.get(("efficientnet",), [{"network": "-", "network_size": "-"}])[0]
+    tops = [_top1(model, size), _top1(rival["network"], rival["network_size"])]
+    timm = _modes(kinds.get(("timm layer",), [])) if ("timm",) not in kinds else _own(case, kinds[("timm",)])
+    line = [f"`{model}`", size, batches, tops[0], rival["network"], rival["network_size"], tops[1]]
+    line += [_modes(kinds.get((kind,), [])) for kind in ("efficientnet", "resnet-rs")]
+    unfolded = _modes(kinds.get((UNFOLDED,), [])).partition(" / ")[0]  # of inference alone
+    return f"| {' | '.join([*line, timm, unfolded])} |"
+
+
 def _own(case: Sequence[Row], rows: Sequence[Row]) -> str:
     """The ratio to timm's own network, and what it is in inference where nothing is folded."""
-    row = _largest(rows, "inference")
+    row = _of_mode(rows, "inference")
     built = row and as_built(case, row)
     return _modes(rows) + (f" ({built:.2f} as built)" if built else "")
 
 
-def _largest(rows: Sequence[Row], mode: str) -> Row | None:
-    """Of a mode, the row of the largest batch."""
-    return max((row for row in rows if row["mode"] == mode), key=lambda row: int(row["batch"]), default=None)
+def _by_batch(case: Sequence[Row]) -> dict[str, list[Row]]:
+    """The rows of a network at the first, second, ... batch of each mode, by those batches: `4 / 2`."""
+    found = {}
+    counts = [sorted({int(row["batch"]) for row in case if row["mode"] == mode}) for mode in MODES]
+    for batches in zip_longest(*counts):
+        wanted = dict(zip(MODES, batches, strict=True))
+        name = " / ".join("-" if batch is None else str(batch) for batch in batches)
+        found[name] = [row for row in case if row["batch"] == str(wanted[row["mode"]])]
+    return found
+
+
+def _of_mode(rows: Sequence[Row], mode: str) -> Row | None:
+    return next((row for row in rows if row["mode"] == mode), None)
 
 
 def _modes(rows: Sequence[Row]) -> str:
-    """The ratio in inference / training, of the largest batch."""
+    """The ratio in inference / training."""
     figures = []
     for mode in MODES:
-        row = _largest(rows, mode)
+        row = _of_mode(rows, mode)
         figures.append("-" if row is None else f"{float(row['times_zoo']):.2f}" if row["times_zoo"] else row["status"])
     return "-" if set(figures) == {"-"} else " / ".join(figures)
 

@@ -75,7 +75,10 @@ def test_the_networks_line():
         pair | {"kind": kind, "network": "a", "network_size": "256", "batch": batch, "times_zoo": times}
         for kind, batch, times in others
     ]
-    assert model_table(rows).splitlines()[2].endswith("| - | - | 1.50 / - (1.20 as built) | 1.25 |")
+    _, _, fewer, more = model_table(rows).splitlines()
+    assert fewer.startswith("| `lambdaresnet26t` | 256 | 4 / - |") and fewer.endswith("| - | - | 1.40 / - | - |")
+    assert more.startswith("| `lambdaresnet26t` | 256 | 8 / - |")
+    assert more.endswith("| - | - | 1.50 / - (1.20 as built) | 1.25 |")
 
 
 def test_tables_of_no_results(monkeypatch, tmp_path):
