@@ -63,7 +63,7 @@ class InPlaceSelfAttnBlock(SelfAttnBlock):
         return self.act(maps)
 
 
-ADAPTED = {
+ADAPTED: dict[type[nn.Module], type[nn.Module]] = {
     ConvNormAct: FusibleConvNormAct,  # which timm's blocks make themselves
     BottleneckBlock: InPlaceBottleneckBlock,
     SelfAttnBlock: InPlaceSelfAttnBlock,
